@@ -1,0 +1,172 @@
+"""Model -> named param groups. Every trainable parameter lands in exactly one; tied weights count once."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from adamtune.errors import Problem, RecipeError
+from adamtune.recipe import Betas, GroupRule, Kind, Match, Recipe
+
+DEFAULT = "default"
+"""Name of the group of parameters no rule matches."""
+
+_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+_PROJECTIONS = (nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True)
+class ParamGroup:
+    """One param group as torch will get it: names, tensors and the settings they share."""
+
+    name: str
+    names: tuple[str, ...]
+    params: tuple[nn.Parameter, ...]
+    lr: float
+    weight_decay: float
+    betas: Betas
+    eps: float
+
+    @property
+    def tensors(self) -> int:
+        """How many tensors it holds."""
+        return len(self.params)
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers it holds."""
+        return sum(param.numel() for param in self.params)
+
+
+def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Name and tensor of each parameter that asks for a gradient, in torch's order, tied weights once."""
+    return ((name, param) for name, param in model.named_parameters() if param.requires_grad)
+
+
+def kinds(model: nn.Module) -> dict[str, Kind]:
+    """The kind of every trainable parameter, by name.
+
+    - `embedding`: owned by an `nn.Embedding` or `nn.EmbeddingBag`, also where another module shares the tensor
+    - `norm`: owned by a normalisation layer, recognised by type or, for custom ones, by behaviour: a module of vectors
+      only whose output does not change when its input is scaled
+    - `bias`: an offset (`bias`, `in_proj_bias`, `bias_hh_l0`), and any other vector or scalar outside a norm (gains,
+      temperatures): like biases they act per channel, and decaying them is not customary
+    - `head`: the matrix of the last registered module that owns one, if that is a linear or convolution layer, not tied
+      to an embedding and not the model's only matrix
+    - `rest`: everything else
+    """
+    owners: dict[int, list[tuple[nn.Module, str]]] = {}
+    last_matrix: tuple[nn.Module, nn.Parameter] | None = None
+    matrices: set[int] = set()
+    for module in model.modules():
+        for name, param in module.named_parameters(recurse=False):
+            owners.setdefault(id(param), []).append((module, name))
+            if param.ndim >= 2:
+                last_matrix = (module, param)
+                matrices.add(id(param))
+    head: nn.Parameter | None = None
+    if last_matrix is not None and isinstance(last_matrix[0], _PROJECTIONS) and len(matrices) > 1:
+        head = last_matrix[1]
+    norms: dict[nn.Module, bool] = {}
+
+    def kind(param: nn.Parameter) -> Kind:
+        owned = owners[id(param)]
+        if any(isinstance(module, _EMBEDDINGS) for module, _ in owned):
+            return "embedding"
+        for module, _ in owned:
+            if module not in norms:
+                norms[module] = isinstance(module, _NORMS) or _acts_as_norm(module)
+        if any(norms[module] for module, _ in owned):
+            return "norm"
+        if param.ndim < 2 or any("bias" in name.split("_") for _, name in owned):
+            return "bias"
+        return "head" if param is head else "rest"
+
+    return {name: kind(param) for name, param in trainable(model)}
+
+
+def _acts_as_norm(module: nn.Module) -> bool:
+    """Whether a custom leaf module of vectors divides out the scale of its input.
+
+    Tried on a copy, with its vectors set to one and the caller's random state left alone.
+    """
+    own = list(module.named_parameters(recurse=False))
+    vectors = [param for _, param in own if param.ndim == 1]
+    if not vectors or len(vectors) < len(own) or any(True for _ in module.children()):
+        return False
+    if type(module).__module__.startswith("torch.nn.") or vectors[0].is_meta:
+        return False
+    size, dtype, device = vectors[0].numel(), vectors[0].dtype, vectors[0].device
+    try:
+        probe = copy.deepcopy(module).train()
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            for param in probe.parameters():
+                param.fill_(1.0)
+            source = torch.randn(4, 3, size, generator=torch.Generator().manual_seed(0))
+            source = source.to(device, dtype)
+            small, large = probe(source), probe(source * 64)
+            varies = small.std() > 1e-3
+            return bool(varies and torch.allclose(small, large, rtol=1e-2, atol=1e-2))
+    except Exception:  # whatever a stranger's module raises on such an input, it is then no plain norm layer
+        return False
+
+
+def param_groups(recipe: Recipe, model: nn.Module) -> list[ParamGroup]:
+    """The param groups `recipe` makes of `model`: one a rule that matches anything, in rule order, then `default`.
+
+    Raises `RecipeError` when the model has no trainable parameter, or when a rule with `params` patterns matches none
+    (a rule by kind alone may: not every model has embeddings).
+    """
+    kind_of = kinds(model)
+    if not kind_of:
+        raise RecipeError("recipe", [Problem("", "the model has no trainable parameter, so there is nothing to tune")])
+    members: dict[str, list[tuple[str, nn.Parameter]]] = {rule.name: [] for rule in recipe.groups}
+    members[DEFAULT] = []
+    for name, param in trainable(model):
+        rule = next((rule for rule in recipe.groups if _takes(rule.match, name, kind_of[name])), None)
+        members[rule.name if rule else DEFAULT].append((name, param))
+    _refuse_idle(recipe.groups, kind_of)
+    rules = {rule.name: rule for rule in recipe.groups}
+    return [_group(recipe, name, rules.get(name), owned) for name, owned in members.items() if owned]
+
+
+def _takes(match: Match, name: str, kind: Kind) -> bool:
+    return (match.kind is None or kind in match.kind) and (
+        match.params is None or any(fnmatchcase(name, pattern) for pattern in match.params)
+    )
+
+
+def _refuse_idle(rules: Sequence[GroupRule], kind_of: dict[str, Kind]) -> None:
+    problems = [
+        Problem(
+            f"$.groups.{rule.name}.match",
+            f"params {list(rule.match.params)} match no parameter of the model; it has e.g. {', '.join(list(kind_of)[:4])}",
+        )
+        for rule in rules
+        if rule.match.params and not any(_takes(rule.match, name, kind) for name, kind in kind_of.items())
+    ]
+    if problems:
+        raise RecipeError("recipe", problems)
+
+
+def _group(
+    recipe: Recipe, name: str, rule: GroupRule | None, owned: Sequence[tuple[str, nn.Parameter]]
+) -> ParamGroup:
+    own_decay = rule.weight_decay if rule else None
+    own_eps = rule.eps if rule else None
+    return ParamGroup(
+        name=name,
+        names=tuple(name for name, _ in owned),
+        params=tuple(param for _, param in owned),
+        lr=recipe.lr * (rule.lr_mult if rule else 1.0),
+        weight_decay=recipe.weight_decay if own_decay is None else own_decay,
+        betas=(rule.betas if rule else None) or recipe.betas,
+        eps=recipe.eps if own_eps is None else own_eps,
+    )

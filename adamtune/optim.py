@@ -1,0 +1,51 @@
+"""Recipe + model -> torch optimizer and scheduler. Nothing of our own steps a parameter: torch's optimizers do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from adamtune.groups import ParamGroup, param_groups
+from adamtune.recipe import Recipe
+from adamtune.schedule import multiplier
+
+
+def build(recipe: Recipe, model: nn.Module, total_steps: int) -> tuple[Optimizer, LRScheduler]:
+    """Optimizer and scheduler for a run of `total_steps` optimizer steps; see `Recipe.build`."""
+    if total_steps < 1:
+        raise ValueError(f"total_steps must be at least 1, not {total_steps}")
+    return build_with(recipe, model, lambda step: multiplier(recipe.schedule, step, total_steps))
+
+
+def build_with(
+    recipe: Recipe, model: nn.Module, multiplier_at: Callable[[int], float]
+) -> tuple[Optimizer, LRScheduler]:
+    """The same with any lr curve: every group runs at its own lr times `multiplier_at(step)`, step from 0."""
+    settings = [_torch_group(recipe, group) for group in param_groups(recipe, model)]
+    optimizer: Optimizer
+    match recipe.optimizer:
+        case "adamw":
+            optimizer = torch.optim.AdamW(settings, lr=recipe.lr)
+        case "adam":
+            optimizer = torch.optim.Adam(settings, lr=recipe.lr)
+        case "sgd":
+            optimizer = torch.optim.SGD(settings, lr=recipe.lr)
+    return optimizer, LambdaLR(optimizer, multiplier_at)
+
+
+def _torch_group(recipe: Recipe, group: ParamGroup) -> dict[str, Any]:
+    # Named pairs make torch store `param_names` in the state dict, so that state can be told by name and not by place.
+    shared = {
+        "name": group.name,
+        "params": list(zip(group.names, group.params, strict=True)),
+        "lr": group.lr,
+        "weight_decay": group.weight_decay,
+    }
+    if recipe.optimizer == "sgd":
+        return shared | {"momentum": recipe.momentum}
+    return shared | {"betas": group.betas, "eps": group.eps}

@@ -1,0 +1,38 @@
+"""Step -> multiplier of lr. Pure arithmetic; `Schedule` in `adamtune.recipe` says which curve.
+
+Steps count from 0: the k-th update runs at `multiplier(schedule, k, total)`. As in transformers'
+`get_cosine_schedule_with_warmup` and `get_linear_schedule_with_warmup`, warmup rises as k / W, so update 0 of a warmed-up
+run moves nothing but fills Adam's moments, and update W is the first at full lr; the decay reaches its floor at k = total,
+just after the last update. Sharing that convention is what lets an exported recipe train the same there, step for step.
+"""
+
+from __future__ import annotations
+
+import math
+
+from adamtune.recipe import Schedule, WarmupSteps
+
+
+def warmup_steps(schedule: Schedule, total_steps: int) -> int:
+    """Updates spent warming up in a run of `total_steps`; never more than the run has."""
+    if isinstance(schedule.warmup, WarmupSteps):
+        return min(schedule.warmup.steps, total_steps)
+    return round(schedule.warmup * total_steps)
+
+
+def multiplier(schedule: Schedule, step: int, total_steps: int) -> float:
+    """What lr is multiplied by at update `step` (from 0) of `total_steps`; past the end, the last value."""
+    warmup = warmup_steps(schedule, total_steps)
+    if step < warmup:
+        return step / warmup
+    progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+    match schedule.kind:
+        case "constant":
+            return 1.0
+        case "linear":
+            return 1.0 - (1.0 - schedule.floor) * progress
+        case "cosine":
+            return schedule.floor + (1.0 - schedule.floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
+        case "step":
+            passed = sum(step >= fraction * total_steps for fraction in schedule.milestones)
+            return max(schedule.floor, schedule.gamma**passed)

@@ -1,0 +1,255 @@
+"""YAML in and out: floats as people type them, every problem at once, each with its path."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from adamtune.errors import DocumentError, Problem
+
+MAX_BYTES = 1_000_000  # a spec or recipe is a page of text; more is a mistake or an attack
+MAX_NODES = 100_000  # aliases can multiply a short text into gigabytes ("billion laughs")
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads `1e-8` as a float (as YAML 1.2 does) and refuses a key given twice."""
+
+
+# YAML 1.1, which PyYAML follows, asks for a dot and a signed exponent, so `1e-8` and `2e-5` are strings there.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.[\d_]+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def _construct_float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
+    text = loader.construct_scalar(node)
+    try:
+        return float(text.replace("_", ""))
+    except ValueError:  # .inf, .nan, 1:30.5
+        return yaml.SafeLoader.construct_yaml_float(loader, node)
+
+
+def _construct_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[str] = set()
+    for key_node, _ in node.value:
+        key = str(key_node.value)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key '{key}' stands twice in one mapping; keep one of them", key_node.start_mark
+            )
+        seen.add(key)
+    loader.flatten_mapping(node)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
+_Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper whose floats every YAML reader takes for floats: `1.0e-05`, never `1e-05`."""
+
+
+def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
+    if not math.isfinite(value):
+        return yaml.SafeDumper.represent_float(dumper, value)
+    text = repr(value)
+    mantissa, mark, exponent = text.partition("e")
+    if mark and "." not in mantissa:
+        text = f"{mantissa}.0e{exponent}"
+    return dumper.represent_scalar("tag:yaml.org,2002:float", text)
+
+
+_Dumper.add_representer(float, _represent_float)
+
+
+def parse(text: str, source: str, error: type[DocumentError] = DocumentError) -> dict[str, Any]:
+    """Read one YAML mapping.
+
+    Raises `error` with the line of a syntax error, or when the text is too large or no mapping.
+    """
+
+    def refuse(where: str, what: str) -> DocumentError:
+        return error(source, [Problem(where, what)])
+
+    if len(text) > MAX_BYTES:
+        raise refuse("", f"larger than {MAX_BYTES // 1_000_000} MB, so it is hardly a spec or a recipe")
+    try:
+        _bound_nodes(text)
+        data = yaml.load(text, Loader=_Loader)  # a SafeLoader: builds plain data only
+    except yaml.MarkedYAMLError as problem:
+        mark = problem.problem_mark or problem.context_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise refuse(where, f"not valid YAML: {problem.problem or problem.context}") from problem
+    except yaml.YAMLError as problem:
+        raise refuse("", f"not valid YAML: {' '.join(str(problem).split())}") from problem
+    except (ValueError, RecursionError, OverflowError, TypeError) as problem:
+        raise refuse("", f"not readable as YAML: {problem}") from problem
+    if data is None:
+        raise refuse("", "empty; it needs at least the required keys")
+    if not isinstance(data, dict):
+        raise refuse("", f"a mapping (key: value) is expected at the top, not a {_kind(data)}")
+    return data
+
+
+def _bound_nodes(text: str) -> None:
+    """Refuse a document that its aliases would blow up, before anything is built."""
+    weight: dict[str, int] = {}
+    total = 0
+    open_anchors: list[tuple[str | None, int]] = []
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.AliasEvent):
+            total += weight.get(event.anchor, 1)
+        elif isinstance(event, yaml.ScalarEvent):
+            total += 1
+        elif isinstance(event, yaml.CollectionStartEvent):
+            total += 1
+            open_anchors.append((event.anchor, total))
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = open_anchors.pop()
+            if anchor is not None:
+                weight[anchor] = total - before + 1
+        if total > MAX_NODES:
+            raise ValueError(f"more than {MAX_NODES} values (aliases counted as often as used)")
+
+
+def read(path: Path, error: type[DocumentError] = DocumentError) -> dict[str, Any]:
+    """Read a YAML file; `error` when it is missing, unreadable or not UTF-8."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise error(str(path), [Problem("", "no such file")]) from None
+    except IsADirectoryError:
+        raise error(str(path), [Problem("", "a folder, where a YAML file is expected")]) from None
+    except UnicodeDecodeError as problem:
+        raise error(str(path), [Problem("", f"not a UTF-8 text ({problem.reason})")]) from None
+    except OSError as problem:
+        raise error(str(path), [Problem("", f"cannot be read: {problem.strerror}")]) from None
+    return parse(text, str(path), error)
+
+
+def dump(data: Mapping[str, Any]) -> str:
+    """Write a mapping as YAML, in the order given, short lists on one line."""
+    return yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=112, allow_unicode=True)
+
+
+def validate(model: type[M], data: Mapping[str, Any], source: str, error: type[DocumentError] = DocumentError) -> M:
+    """Build `model` from `data`; every problem at once, each with its path, in one `error`."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as problems:
+        raise error(source, list(_problems(model, data, problems))) from None
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of an 'unknown' sentence: the nearest known word, or all of them."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"did you mean '{close[0]}'?" if close else f"known are: {', '.join(known)}"
+
+
+def _problems(model: type[BaseModel], data: Mapping[str, Any], error: ValidationError) -> Iterable[Problem]:
+    for item in error.errors(include_url=False):
+        path = _real_path(data, item["loc"])
+        context: Mapping[str, Any] = item.get("ctx") or {}
+        yield Problem(_spell(path), _sentence(item["type"], item["msg"], item["input"], context, model, path))
+
+
+def _real_path(data: Any, loc: Sequence[int | str]) -> list[int | str]:
+    """Pydantic's location without the names it gives to the branches of a union."""
+    path: list[int | str] = []
+    here = data
+    for index, step in enumerate(loc):
+        inside = (isinstance(here, Mapping) and step in here) or (
+            isinstance(here, Sequence) and not isinstance(here, str) and isinstance(step, int) and step < len(here)
+        )
+        if inside:
+            here = here[step]
+            path.append(step)
+        elif index == len(loc) - 1 and isinstance(here, Mapping):
+            path.append(step)  # a missing key
+    return path
+
+
+def _spell(path: Sequence[int | str]) -> str:
+    return "$" + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
+
+
+def _sentence(
+    kind: str, message: str, value: Any, context: Mapping[str, Any], model: type[BaseModel], path: Sequence[int | str]
+) -> str:
+    match kind:
+        case "missing":
+            return "required, but not there"
+        case "extra_forbidden":
+            return f"unknown key; {nearest(str(path[-1]), _known_keys(model, path[:-1]))}"
+        case "value_error":
+            return str(context["error"])
+        case "greater_than":
+            return f"must be above {context['gt']:g}, not {value!r}"
+        case "greater_than_equal":
+            return f"must be at least {context['ge']:g}, not {value!r}"
+        case "less_than":
+            return f"must be below {context['lt']:g}, not {value!r}"
+        case "less_than_equal":
+            return f"must be at most {context['le']:g}, not {value!r}"
+        case "literal_error":
+            wanted = context["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+            hint = nearest(value, wanted) if isinstance(value, str) else f"known are: {', '.join(wanted)}"
+            return f"must be one of {context['expected']}, not {value!r}; {hint}"
+        case "float_type" | "int_type" | "string_type" | "bool_type" | "tuple_type" | "list_type" | "dict_type":
+            names = {"float": "a number", "int": "a whole number", "string": "a text", "bool": "true or false"}
+            names |= {"tuple": "a list", "list": "a list", "dict": "a mapping"}
+            return f"must be {names[kind.removesuffix('_type')]}, not {_shown(value)}"
+        case "model_type" | "model_attributes_type" | "mapping_type":
+            return f"must be a mapping (key: value), not {_shown(value)}"
+        case "finite_number":
+            return f"must be a finite number, not {value!r}"
+        case "too_short":
+            return f"needs at least {context['min_length']} entries, has {context['actual_length']}"
+        case "too_long":
+            return f"takes at most {context['max_length']} entries, has {context['actual_length']}"
+        case _:
+            return f"{message[0].lower()}{message[1:]}, not {_shown(value)}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return f"{text if len(text) <= 60 else text[:57] + '...'} (a {_kind(value)})"
+
+
+def _kind(value: Any) -> str:
+    names = {str: "text", bool: "truth value", int: "whole number", float: "number", list: "list", dict: "mapping"}
+    return names.get(type(value), "nothing" if value is None else type(value).__name__)
+
+
+def _known_keys(model: type[BaseModel], path: Sequence[int | str]) -> set[str]:
+    """The keys allowed at `path` below `model`."""
+    reached: set[type[BaseModel]] = {model}
+    for step in path:
+        if isinstance(step, int):
+            continue  # the items of a list share their model, found through the annotation
+        reached = {
+            inner
+            for outer in reached
+            if step in outer.model_fields
+            for inner in _models_in(outer.model_fields[str(step)].annotation)
+        }
+    return {field.alias or name for inner in reached for name, field in inner.model_fields.items()}
+
+
+def _models_in(annotation: Any) -> set[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return {annotation}
+    return {model for inner in getattr(annotation, "__args__", ()) for model in _models_in(inner)}
