@@ -147,7 +147,8 @@ def _refuse_idle(rules: Sequence[GroupRule], kind_of: dict[str, Kind]) -> None:
     problems = [
         Problem(
             f"$.groups.{rule.name}.match",
-            f"params {list(rule.match.params)} match no parameter of the model; it has e.g. {', '.join(list(kind_of)[:4])}",
+            f"params {list(rule.match.params)} match no parameter of the model, "
+            f"which has e.g. {', '.join(list(kind_of)[:4])}",
         )
         for rule in rules
         if rule.match.params and not any(_takes(rule.match, name, kind) for name, kind in kind_of.items())
@@ -156,9 +157,7 @@ def _refuse_idle(rules: Sequence[GroupRule], kind_of: dict[str, Kind]) -> None:
         raise RecipeError("recipe", problems)
 
 
-def _group(
-    recipe: Recipe, name: str, rule: GroupRule | None, owned: Sequence[tuple[str, nn.Parameter]]
-) -> ParamGroup:
+def _group(recipe: Recipe, name: str, rule: GroupRule | None, owned: Sequence[tuple[str, nn.Parameter]]) -> ParamGroup:
     own_decay = rule.weight_decay if rule else None
     own_eps = rule.eps if rule else None
     return ParamGroup(

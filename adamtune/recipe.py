@@ -245,7 +245,7 @@ class Recipe(Frozen):
             if mine.get(name) != theirs.get(name)
         }  # fmt: skip
 
-    def optimiser_key(self) -> str:
+    def training_key(self) -> str:
         """A text equal for two recipes that train alike, whatever their provenance."""
         return json.dumps(self.model_dump(mode="json", exclude={"provenance", "version"}), sort_keys=True)
 

@@ -1,9 +1,10 @@
 """Step -> multiplier of lr. Pure arithmetic; `Schedule` in `adamtune.recipe` says which curve.
 
-Steps count from 0: the k-th update runs at `multiplier(schedule, k, total)`. As in transformers'
-`get_cosine_schedule_with_warmup` and `get_linear_schedule_with_warmup`, warmup rises as k / W, so update 0 of a warmed-up
-run moves nothing but fills Adam's moments, and update W is the first at full lr; the decay reaches its floor at k = total,
-just after the last update. Sharing that convention is what lets an exported recipe train the same there, step for step.
+Steps count from 0: update k runs at `multiplier(schedule, k, total)`. As in transformers'
+`get_cosine_schedule_with_warmup` and `get_linear_schedule_with_warmup`, warmup rises as k / W, so update 0 of a
+warmed-up run moves nothing but fills Adam's moments, and update W is the first at full lr; the decay reaches its floor
+at k = total, just after the last update. Sharing that convention is what lets an exported recipe train the same there,
+step for step.
 """
 
 from __future__ import annotations

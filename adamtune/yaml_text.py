@@ -110,7 +110,7 @@ def _bound_nodes(text: str) -> None:
     open_anchors: list[tuple[str | None, int]] = []
     for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.AliasEvent):
-            total += weight.get(event.anchor, 1)
+            total += weight.get(event.anchor or "", 1)
         elif isinstance(event, yaml.ScalarEvent):
             total += 1
         elif isinstance(event, yaml.CollectionStartEvent):
@@ -141,7 +141,9 @@ def read(path: Path, error: type[DocumentError] = DocumentError) -> dict[str, An
 
 def dump(data: Mapping[str, Any]) -> str:
     """Write a mapping as YAML, in the order given, short lists on one line."""
-    return yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=112, allow_unicode=True)
+    return yaml.dump(
+        dict(data), Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=112, allow_unicode=True
+    )
 
 
 def validate(model: type[M], data: Mapping[str, Any], source: str, error: type[DocumentError] = DocumentError) -> M:

@@ -1,1 +1,64 @@
-""""""
+"""Who trains a batch of trials. Every engine gives the same result for the same request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+
+from adamtune.engines.sequential import SequentialEngine
+from adamtune.errors import InputError
+from adamtune.task import Task
+from adamtune.trial import RungReport, TrialRequest, TrialResult
+
+
+class TrialBatch(Protocol):
+    """Trials that train side by side and meet at rungs; whoever opened it decides who goes on."""
+
+    def advance(self, to_step: int, evaluate: bool = True) -> list[RungReport | None]:
+        """Train every trial that still runs to `to_step`; one report each, None for those that have ended."""
+        ...
+
+    def prune(self, index: int) -> None:
+        """End trial `index` of the batch."""
+        ...
+
+    def results(self) -> list[TrialResult]:
+        """How the trials ended, in the order they were asked for; those still running count as pruned."""
+        ...
+
+
+class Engine(Protocol):
+    """Trains batches of trials of one task."""
+
+    name: str
+
+    def open(self, requests: Sequence[TrialRequest]) -> TrialBatch:
+        """Start the trials, untrained."""
+        ...
+
+
+def pick_device(wanted: str) -> torch.device:
+    """The device a spec means: `auto` is CUDA, else Apple's MPS, else the CPU.
+
+    Raises `InputError` when it is not there.
+    """
+    if wanted == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(wanted)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as problem:
+        reason = str(problem).splitlines()[0].rstrip(".")
+        raise InputError(f"the device '{wanted}' cannot be used: {reason}; use device: auto or cpu") from problem
+    return device
+
+
+def make_engine(
+    name: str, task: Task, device: torch.device, on_steps: Callable[[int], None] = lambda steps: None
+) -> Engine:
+    """The engine a spec names; `auto` is the fastest that can train the task. `on_steps` hears of steps trained."""
+    return SequentialEngine(task, device, on_steps)

@@ -1,0 +1,86 @@
+"""Trials one by one in this process: the engine that can train anything, and the measure of every other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from adamtune.task import Task
+from adamtune.trial import RungReport, Trial, TrialRequest, TrialResult
+
+
+@contextmanager
+def cpu_threads() -> Iterator[None]:
+    """Train on one CPU thread, or on OMP_NUM_THREADS where that is set; then give the caller's threads back.
+
+    One is fastest for models whose steps take milliseconds, keeps results the same on any number of cores, and does
+    not collapse on a busy machine: with another process on the same two cores, two threads took 200 times as long as
+    one, waiting for each other.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class SequentialBatch:
+    """Trials taken to each rung in turn."""
+
+    def __init__(self, trials: Sequence[Trial], on_steps: Callable[[int], None]) -> None:
+        """Hold `trials`, none of which has started."""
+        self._trials: list[Trial | None] = list(trials)
+        self._results: list[TrialResult | None] = [None] * len(trials)
+        self._on_steps = on_steps
+
+    def advance(self, to_step: int, evaluate: bool = True) -> list[RungReport | None]:
+        """See `TrialBatch.advance`."""
+        reports: list[RungReport | None] = []
+        for index, trial in enumerate(self._trials):
+            if trial is None:
+                reports.append(None)
+                continue
+            before = trial.step
+            with cpu_threads():
+                reports.append(trial.advance(to_step, evaluate))
+            self._on_steps(trial.step - before)
+            if trial.outcome is not None:
+                self._close(index, trial)
+        return reports
+
+    def prune(self, index: int) -> None:
+        """See `TrialBatch.prune`."""
+        trial = self._trials[index]
+        if trial is not None:
+            trial.prune()
+            self._close(index, trial)
+
+    def results(self) -> list[TrialResult]:
+        """See `TrialBatch.results`."""
+        for index, trial in enumerate(self._trials):
+            if trial is not None:
+                self._close(index, trial)
+        return [result for result in self._results if result is not None]
+
+    def _close(self, index: int, trial: Trial) -> None:
+        """Keep the numbers and let go of the model and its optimizer state."""
+        self._results[index] = trial.result()
+        self._trials[index] = None
+
+
+class SequentialEngine:
+    """Trains one trial after another."""
+
+    name = "sequential"
+
+    def __init__(self, task: Task, device: torch.device, on_steps: Callable[[int], None] = lambda steps: None) -> None:
+        """Train `task` on `device`; `on_steps(n)` is told of every n steps trained."""
+        self._task, self._device, self._on_steps = task, device, on_steps
+
+    def open(self, requests: Sequence[TrialRequest]) -> SequentialBatch:
+        """See `Engine.open`."""
+        return SequentialBatch([Trial(self._task, request, self._device) for request in requests], self._on_steps)

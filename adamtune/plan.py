@@ -1,0 +1,170 @@
+"""Which questions to ask within the budget, in which order; asking them; and the last comparison on fresh seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from adamtune.errors import InputError, NothingLearned
+from adamtune.evidence import Evidence, Interval, Verdict, interval, weigh
+from adamtune.recipe import Recipe
+from adamtune.spec import FRESH_SEEDS, Spec, StageName
+from adamtune.stages import REGISTRY
+from adamtune.stages.context import BudgetSpent, StageAnswer, StageContext, TrialRecord
+
+FINAL = "final"
+"""The name trials of the last comparison go by."""
+
+_FULL_TRIALS_FOR: dict[StageName, int] = {"lr_range": 0, "lr": 0, "eps": 25, "beta2": 40, "warmup": 40}
+"""How many full trials must be affordable before `auto` asks a stage: lr alone under ten, eps from 25, beta2 with many
+more (Google's tuning playbook)."""
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """A stage to ask, and the most training steps it can take."""
+
+    name: StageName
+    question: str
+    steps: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The stages to ask in order, and the steps set aside for the last comparison."""
+
+    stages: tuple[PlannedStage, ...]
+    final_steps: int
+    budget: float
+    """Steps in all; inf when only time bounds the search."""
+
+    @property
+    def steps(self) -> int:
+        """The most training steps the whole sweep can take."""
+        return sum(stage.steps for stage in self.stages) + self.final_steps
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A recipe's objective on the fresh seeds."""
+
+    recipe: Recipe
+    values: tuple[float, ...]
+    """By seed; NaN where the trial diverged."""
+    summary: Interval
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """Default against recommended, on seeds no stage has seen."""
+
+    default: Measured
+    recommended: Measured
+    evidence: Evidence
+
+
+class Progress:
+    """What a sweep tells whoever watches. The library never prints; a subclass may."""
+
+    def on_plan(self, plan: Plan) -> None:
+        """The plan, before anything is trained."""
+
+    def on_stage(self, name: str, question: str) -> None:
+        """A stage begins; the last comparison counts as one."""
+
+    def on_steps(self, steps: int) -> None:
+        """So many training steps were just done."""
+
+    def on_trial(self, record: TrialRecord) -> None:
+        """A trial has ended."""
+
+    def on_answer(self, answer: StageAnswer) -> None:
+        """A stage has its answer."""
+
+
+def fresh_seeds(spec: Spec) -> int:
+    """How many fresh seeds judge the recipe."""
+    return max(FRESH_SEEDS, spec.seeds)
+
+
+def final_steps(spec: Spec) -> int:
+    """Training steps of the last comparison."""
+    return 2 * fresh_seeds(spec) * spec.horizon
+
+
+def budget_steps(spec: Spec) -> float:
+    """The spec's budget in steps, the last comparison included; inf when only time bounds it."""
+    bounds = [math.inf]
+    if spec.budget.steps is not None:
+        bounds.append(spec.budget.steps)
+    if spec.budget.trials is not None:
+        bounds.append(spec.budget.trials * spec.horizon)
+    return min(bounds)
+
+
+def make_plan(spec: Spec) -> Plan:
+    """The stages the spec lists, or as many as its budget can pay in full, lr first.
+
+    Raises `InputError` when the budget cannot pay for the first question and the last comparison.
+    """
+    budget, final = budget_steps(spec), final_steps(spec)
+    planned: list[PlannedStage] = []
+    left = budget - final
+    for stage in REGISTRY.values():
+        steps = stage.cost(spec)
+        listed = stage.name in spec.stages if spec.stages is not None else False
+        # `auto` always asks for lr, on whatever is left; further questions only when they can be asked in full.
+        affordable = stage.name in ("lr_range", "lr") or steps <= left
+        wanted = spec.stages is None and budget >= _FULL_TRIALS_FOR[stage.name] * spec.horizon and affordable
+        if listed or wanted:
+            planned.append(PlannedStage(stage.name, stage.question, steps))
+            left -= steps
+    if spec.stages is not None:
+        planned.sort(key=lambda stage: spec.stages.index(stage.name) if spec.stages else 0)
+    least = final + next(stage.steps for stage in planned if stage.name != "lr_range" or len(planned) == 1)
+    if budget < least:
+        raise InputError(
+            f"the budget of {budget:g} steps is too small: the first question and the comparison on "
+            f"{fresh_seeds(spec)} fresh seeds can take {least} steps; raise the budget, or lower seeds or the horizon"
+        )
+    return Plan(tuple(planned), final, budget)
+
+
+def run_plan(plan: Plan, context: StageContext, progress: Progress) -> Recipe:
+    """Ask every stage in turn, each starting from the recipe the one before left."""
+    incumbent = context.spec.base
+    for planned in plan.stages:
+        progress.on_stage(planned.name, planned.question)
+        try:
+            answer = REGISTRY[planned.name].run(context, incumbent)
+        except BudgetSpent as spent:
+            answer = StageAnswer(planned.name, planned.question, Verdict.UNASKED, str(spent), incumbent)
+        context.answers[planned.name] = answer
+        incumbent = answer.recipe
+        progress.on_answer(answer)
+    return incumbent
+
+
+def conclude(context: StageContext, recommended: Recipe, progress: Progress) -> Conclusion:
+    """Train the base recipe and the recommended one on the fresh seeds.
+
+    Raises `NothingLearned` when the recommended recipe diverges there on every seed.
+    """
+    progress.on_stage(FINAL, "How do default and recommended compare on seeds no stage has seen?")
+    context.budget.steps = context.budget.deadline = math.inf  # what was set aside for this is spent now
+    seeds = context.seeds.fresh
+    default = _measured(context, context.spec.base, seeds)
+    answer = _measured(context, recommended, seeds)
+    if not any(map(math.isfinite, answer.values)):
+        raise NothingLearned(
+            f"every trial diverged on the {len(seeds)} fresh seeds, so nothing is recommended; "
+            "check the task's loss for overflow, or lower lr in the base recipe"
+        )
+    evidence = weigh(seeds, default.values, answer.values, context.spec.objective.direction)
+    return Conclusion(default, answer, evidence)
+
+
+def _measured(context: StageContext, recipe: Recipe, seeds: Sequence[int]) -> Measured:
+    values = tuple(context.value(result) for result in context.measure(FINAL, recipe, seeds))
+    return Measured(recipe, values, interval(values))

@@ -1,0 +1,1 @@
+"""What people look at: the terminal and report.html. Reads results; never trains and never imports a task."""

@@ -1,0 +1,123 @@
+"""runs/<name>/: the names of a run's files, atomic writes, and the lock."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from adamtune.errors import AdamtuneError, RunDirError
+
+SPEC = "spec.yaml"
+ENVIRONMENT = "environment.json"
+JOURNAL = "study.journal"
+TRIALS = "trials.csv"
+CURVES = "curves.csv"
+PROBE = "probe.csv"
+RECIPE = "recipe.yaml"
+RESULT = "result.json"
+REPORT = "report.html"
+LOG = "log.txt"
+
+_LOCK = ".lock"
+
+
+class RunDir:
+    """One run's directory. Files appear whole or not at all; only the log and Optuna's journal grow line by line."""
+
+    def __init__(self, path: Path) -> None:
+        """Name the directory `path`; nothing is touched yet."""
+        self.path = path
+
+    @contextmanager
+    def claimed(self) -> Iterator[RunDir]:
+        """Create the directory and hold it for the time of a sweep.
+
+        Raises `RunDirError` when another process holds it, or it already holds a run or anything else. The lock is the
+        operating system's, so a killed process leaves none behind.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise RunDirError(f"the run directory {self.path} is a file; name a folder with --run-dir")
+        there = {entry.name for entry in self.path.iterdir()} if self.path.exists() else set()
+        try:
+            if not there:
+                self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / _LOCK, timeout=0)
+            if not there or _LOCK in there:
+                lock.acquire()
+        except Timeout:
+            raise RunDirError(
+                f"the run directory {self.path} is in use by another sweep; wait for it, or name another with --run-dir"
+            ) from None
+        except OSError as problem:
+            raise RunDirError(f"the run directory {self.path} cannot be made: {problem.strerror}") from problem
+        try:
+            if there - {_LOCK}:
+                what = "a finished run" if RESULT in there else "an unfinished run" if SPEC in there else "other files"
+                raise RunDirError(
+                    f"the run directory {self.path} already holds {what}; name another with --run-dir, or delete it"
+                )
+            yield self
+        finally:
+            lock.release()
+
+    def file(self, name: str) -> Path:
+        """The path of one of the run's files."""
+        return self.path / name
+
+    def write(self, name: str, text: str) -> None:
+        """Put a whole file in place at once."""
+        write_atomically(self.file(name), text)
+
+    def write_json(self, name: str, data: Any) -> None:
+        """The same for plain data; numbers that JSON cannot say (NaN, infinity) become null."""
+        self.write(name, json.dumps(jsonable(data), indent=2, allow_nan=False) + "\n")
+
+    def log(self, line: str) -> None:
+        """Add a line to the log, with the time."""
+        with self.file(LOG).open("a", encoding="utf-8") as log:
+            log.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {line}\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that readers and crashes see the old one or the new one, never half of it.
+
+    Raises `AdamtuneError` naming the file when the disk is full or the folder cannot be written.
+    """
+    temporary = ""
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "w", encoding="utf-8") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes it private; a result is as readable as any other file
+        os.replace(temporary, path)
+    except OSError as problem:
+        raise AdamtuneError(
+            f"{path} cannot be written: {problem.strerror}; free some space or name another folder"
+        ) from problem
+    finally:
+        if temporary and os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def jsonable(value: Any) -> Any:
+    """Plain data for JSON: mappings, lists, texts and finite numbers; NaN and infinity as None."""
+    if isinstance(value, dict):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value

@@ -1,0 +1,170 @@
+"""Ask and tell over knobs, on Optuna. Proposes and compares; never trains.
+
+Every training run is a trial of an Optuna study in one storage, one study a stage, so that Optuna's own tools read a
+sweep. What is asked is drawn before it runs, seeds are a trial's own, and results are told in order of asking: the
+search is the same whatever trains it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.pruners import BasePruner
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from adamtune.errors import InputError
+from adamtune.evidence import Direction
+from adamtune.knobs import Knob, Scale
+from adamtune.trial import Outcome, TrialResult
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)  # it prints a line a trial; ours is the only voice in the terminal
+
+_POINT = "point"
+_STATES = {
+    Outcome.COMPLETED: TrialState.COMPLETE,
+    Outcome.PRUNED: TrialState.PRUNED,
+    # Optuna has no word for divergence. PRUNED makes samplers hold the point for bad, FAIL would make them forget it.
+    Outcome.DIVERGED: TrialState.PRUNED,
+    Outcome.FAILED: TrialState.FAIL,
+}
+
+
+def open_storage(url: str | None, journal: Path) -> BaseStorage:
+    """The storage of a sweep: an Optuna URL, or by default a journal file.
+
+    Raises `InputError` when the URL cannot be opened.
+    """
+    if url is None:
+        return JournalStorage(JournalFileBackend(str(journal)))
+    try:
+        return optuna.storages.get_storage(url)
+    except Exception as problem:  # SQLAlchemy's, the driver's or Optuna's own: all mean that the URL is no use
+        reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+        raise InputError(f"the storage cannot be opened: {reason}; leave `storage` out for a file") from problem
+
+
+class RungPruner(BasePruner):
+    """Keeps the best points at every rung: one round of successive halving (Jamieson & Talwalkar 2016), run in step.
+
+    A point is one setting of the knobs, tried on several seeds; its value at a rung is the mean over them, and its
+    trials stay or go together. To be asked after all trials of the round have reported the rung.
+    """
+
+    def __init__(self, keep: float = 0.5) -> None:
+        """Keep the share `keep` of the points, rounded up, and never fewer than two."""
+        self.keep = keep
+
+    def prune(self, study: Study, trial: FrozenTrial) -> bool:
+        """Whether `trial`'s point is outside the share that stays."""
+        step = trial.last_step
+        if step is None:
+            return False
+        values: dict[int, list[float]] = {}
+        for other in study.get_trials(deepcopy=False):
+            if _POINT in other.user_attrs and step in other.intermediate_values:
+                values.setdefault(other.user_attrs[_POINT], []).append(other.intermediate_values[step])
+        sign = 1.0 if study.direction == StudyDirection.MINIMIZE else -1.0
+        # Ties go to the point asked first, so that the choice does not hang on the order of a dict.
+        ranked = sorted(values, key=lambda point: (sign * sum(values[point]) / len(values[point]), point))
+        return trial.user_attrs[_POINT] not in ranked[: max(2, math.ceil(self.keep * len(ranked)))]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A trial that was asked for: its number in the study, its knobs and its seed."""
+
+    number: int
+    values: Mapping[str, float]
+    seed: int
+
+
+class KnobStudy:
+    """One Optuna study over some knobs (none, where fixed recipes are measured)."""
+
+    def __init__(
+        self,
+        storage: BaseStorage,
+        name: str,
+        knobs: Iterable[Knob],
+        direction: Direction,
+        sampler_seed: int,
+        keep: float = 0.5,
+    ) -> None:
+        """Create the study `name`, or go on with it where it exists. `keep`: see `RungPruner`."""
+        self._knobs = {knob.name: knob for knob in knobs}
+        self._study = optuna.create_study(
+            storage=storage,
+            study_name=name,
+            direction=direction,
+            load_if_exists=True,
+            sampler=optuna.samplers.TPESampler(seed=sampler_seed),
+            pruner=RungPruner(keep),
+        )
+        self._trials: dict[int, optuna.Trial] = {}
+        self._points = 0
+
+    @property
+    def name(self) -> str:
+        """As Optuna's tools list it."""
+        return self._study.study_name
+
+    def ask(self, values: Mapping[str, float] | None, seeds: Sequence[int], **attrs: Any) -> list[Asked]:
+        """Ask for one point on several seeds: the `values` given, or what the sampler proposes when None.
+
+        `attrs` are kept with the trials as user attributes.
+        """
+        point, self._points = self._points, self._points + 1
+        asked = []
+        for seed in seeds:
+            if values is not None:
+                fixed = {self._knobs[name].parameter: self._knobs[name].to_parameter(v) for name, v in values.items()}
+                self._study.enqueue_trial(fixed)
+            trial = self._study.ask(self._distributions(values))
+            values = {
+                name: knob.from_parameter(trial.params[knob.parameter])
+                for name, knob in self._knobs.items()
+                if knob.parameter in trial.params
+            }
+            for key, attr in {_POINT: point, "seed": seed, **attrs}.items():
+                trial.set_user_attr(key, attr)
+            self._trials[trial.number] = trial
+            asked.append(Asked(trial.number, values, seed))
+        return asked
+
+    def report(self, asked: Asked, step: int, value: float) -> None:
+        """Tell what a trial measured at a rung. Divergences are told by `tell`, not here."""
+        self._trials[asked.number].report(value, step)
+
+    def should_prune(self, asked: Asked) -> bool:
+        """Whether to stop a trial at the rung it has just reported; ask once all have reported it."""
+        return self._trials[asked.number].should_prune()
+
+    def tell(self, asked: Asked, result: TrialResult, value: float) -> None:
+        """Close a trial. `value` counts only when it completed."""
+        trial = self._trials.pop(asked.number)
+        for key, attr in (("outcome", result.outcome), ("steps", result.steps), ("horizon", result.request.horizon)):
+            trial.set_user_attr(key, attr)
+        completed = result.outcome is Outcome.COMPLETED
+        self._study.tell(trial, value if completed else None, state=_STATES[result.outcome])
+
+    def _distributions(self, values: Mapping[str, float] | None) -> dict[str, BaseDistribution]:
+        """Wide enough for what is asked: an incumbent may lie outside the range that is searched."""
+        distributions: dict[str, BaseDistribution] = {}
+        for name, knob in self._knobs.items():
+            ends = [knob.to_parameter(knob.low), knob.to_parameter(knob.high)]
+            if values is not None:
+                if name not in values:
+                    continue
+                ends.append(knob.to_parameter(values[name]))
+            log = knob.scale is not Scale.LINEAR
+            distributions[knob.parameter] = FloatDistribution(min(ends), max(ends), log=log)
+        return distributions

@@ -1,0 +1,215 @@
+"""The spec: what to tune, for which run, at what cost. YAML in, frozen and fully resolved out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, create_model, model_validator
+
+from adamtune import yaml_text
+from adamtune.errors import Problem, RecipeError, SpecError, TaskReferenceError
+from adamtune.knobs import KNOBS, Knob
+from adamtune.recipe import Frozen, Number, Recipe, Whole, load_recipe
+from adamtune.task import TaskReference
+
+StageName = Literal["lr_range", "lr", "eps", "beta2", "warmup"]
+STAGES: tuple[StageName, ...] = ("lr_range", "lr", "eps", "beta2", "warmup")
+"""In the order they are asked: lr first, since it dominates."""
+
+FRESH_SEEDS = 5
+"""The fewest seeds of the final figures. They are no stage's seeds."""
+
+
+class TaskSpec(Frozen):
+    """Which task, and what its function is called with."""
+
+    ref: str
+    args: dict[str, Any] = Field(default_factory=dict)
+
+
+def _seconds(value: object) -> object:
+    """`90`, `90s`, `30m` or `2h` as seconds."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh])\s*", value)
+        if match is None:
+            raise ValueError(f"must be a time such as 90s, 30m or 2h, not '{value}'")
+        return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+    return value
+
+
+class Budget(Frozen):
+    """What the search may spend; the first bound reached stops it."""
+
+    steps: Annotated[Whole, Field(gt=0)] | None = None
+    """Optimizer steps of all trials together, the final comparison included."""
+    trials: Annotated[Whole, Field(gt=0)] | None = None
+    """The same in trials of one horizon."""
+    time: Annotated[Annotated[Number, Field(gt=0)] | None, BeforeValidator(_seconds)] = None
+    """Seconds, or a text such as `30m`, for the search; the final comparison comes on top."""
+
+    @model_validator(mode="after")
+    def _some_bound(self) -> Self:
+        if self.steps is None and self.trials is None and self.time is None:
+            raise ValueError("needs steps, trials or time")
+        return self
+
+
+class Bounds(Frozen):
+    """A narrowing of one knob's range."""
+
+    low: Number | None = None
+    high: Number | None = None
+
+
+class Objective(Frozen):
+    """What a recipe is judged by on the validation data: `loss` or a metric of the task."""
+
+    name: str = "loss"
+    direction: Literal["minimize", "maximize"] = "minimize"
+
+
+def _auto_or_list(value: object) -> object:
+    """None stands for `auto`."""
+    if value in (None, "auto"):
+        return None
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"must be auto or a list, not {value!r}; the stages are: {', '.join(STAGES)}")
+    if not value:
+        raise ValueError(f"an empty list asks nothing; write auto, or some of: {', '.join(STAGES)}")
+    return value
+
+
+def _distinct(value: tuple[StageName, ...] | None) -> tuple[StageName, ...] | None:
+    if value is not None and len(set(value)) < len(value):
+        raise ValueError(f"names a stage twice: {', '.join(value)}")
+    return value
+
+
+Stages = Annotated[
+    tuple[StageName, ...] | None,
+    BeforeValidator(_auto_or_list),
+    AfterValidator(_distinct),
+    PlainSerializer(lambda value: "auto" if value is None else list(value)),
+]
+
+
+def _searchable(knob: Knob) -> Callable[[Bounds | None], Bounds | None]:
+    """A check that `knob`, narrowed, still lies inside what a recipe can hold."""
+
+    def check(bounds: Bounds | None) -> Bounds | None:
+        if bounds is not None:
+            narrowed = knob.narrowed(bounds.low, bounds.high)
+            problems = [] if narrowed.low < narrowed.high else [f"low ({narrowed.low:g}) >= high ({narrowed.high:g})"]
+            problems += _outside(narrowed)
+            if problems:
+                raise ValueError("; ".join(dict.fromkeys(problems)))
+        return bounds
+
+    return check
+
+
+def _outside(knob: Knob) -> list[str]:
+    problems = []
+    for end, value in (("low", knob.low), ("high", knob.high)):
+        try:
+            Recipe.default().with_knob(knob.name, value)
+            knob.to_unit(value)
+        except RecipeError as error:
+            problems.append(f"{end} {error.problems[0].what}")
+        except ValueError:
+            problems.append(f"{end} must be above 0 to be searched on a log scale, not {value:g}")
+    return problems
+
+
+Space = create_model(
+    "Space",
+    __base__=Frozen,
+    __doc__="The narrowing of each knob that has one.",
+    **{name: (Annotated[Bounds | None, AfterValidator(_searchable(knob))], None) for name, knob in KNOBS.items()},  # type: ignore[call-overload]
+)
+
+
+class Spec(Frozen):
+    """A sweep, fully described. `load_spec` reads one from a file."""
+
+    task: TaskSpec
+    horizon: Annotated[Whole, Field(ge=1)]
+    """Optimizer steps of the run the recipe is for."""
+    budget: Budget = Budget(trials=60)
+    seeds: Annotated[Whole, Field(ge=1)] = 3
+    """Seeds each candidate is tried on before the best is confirmed on others."""
+    base: Recipe = Field(default_factory=Recipe.default)
+    """The recipe to start from and to compare with; a path in the YAML."""
+    stages: Stages = None
+    """None (`auto` in the YAML): as many as the budget allows."""
+    space: Space = Space()
+    objective: Objective = Objective()
+    device: str = "auto"
+    engine: Literal["auto", "sequential"] = "auto"
+    storage: str | None = None
+    """An Optuna storage URL; by default a journal file in the run directory."""
+    seed: Annotated[Whole, Field(ge=0)] = 0
+    """Shifts every seed of the sweep."""
+
+    def knob(self, name: str) -> Knob:
+        """A knob as this spec lets it be searched."""
+        bounds = getattr(self.space, name) or Bounds()
+        return KNOBS[name].narrowed(bounds.low, bounds.high)
+
+    def to_yaml(self) -> str:
+        """The spec with every default filled in, as `spec.yaml` keeps it."""
+        data = self.model_dump(mode="json") | {"base": self.base.to_dict()}
+        data["space"] = {name: bounds for name, bounds in data["space"].items() if bounds is not None}
+        return yaml_text.dump(data)
+
+
+def load_spec(path: Path, overrides: Mapping[str, Any] | None = None) -> Spec:
+    """Read a spec from a YAML file; keys in `overrides` replace those of the file.
+
+    Task and recipe files named in it are looked for beside the spec, then in the working directory. Raises `SpecError`
+    with every problem at once.
+    """
+    data = {**yaml_text.read(path, SpecError), **(overrides or {})}
+    return resolve_spec(data, str(path), path.resolve().parent)
+
+
+def resolve_spec(data: Mapping[str, Any], source: str, folder: Path) -> Spec:
+    """A spec from plain data; relative paths in it are looked for in `folder`, then in the working directory."""
+    resolved = dict(data)
+    problems: list[Problem] = []
+
+    def attempt(where: str, resolve: Callable[[], Any]) -> Any:
+        try:
+            return resolve()
+        except TaskReferenceError as error:
+            problems.append(Problem(where, str(error)))
+        except RecipeError as error:
+            problems.extend(Problem(f"{where} ({error.source})", str(inner)) for inner in error.problems)
+        return None
+
+    task = data.get("task")
+    if isinstance(task, dict) and isinstance(task.get("ref"), str):
+        reference = attempt("$.task.ref", lambda: TaskReference.parse(task["ref"], [folder]))
+        if reference is not None:
+            resolved["task"] = task | {"ref": str(reference)}
+    base = data.get("base")
+    if base is None:
+        resolved.pop("base", None)
+    elif isinstance(base, str):
+        recipe = attempt("$.base", lambda: load_recipe(_find(base, folder)))
+        resolved["base"] = recipe if recipe is not None else Recipe.default()
+    try:
+        spec = yaml_text.validate(Spec, resolved, source, SpecError)
+    except SpecError as error:
+        raise SpecError(source, [*problems, *error.problems]) from None
+    if problems:
+        raise SpecError(source, problems)
+    return spec
+
+
+def _find(path: str, folder: Path) -> Path:
+    beside = folder / path
+    return beside if beside.exists() else Path(path)

@@ -1,0 +1,203 @@
+"""What every stage is given: the spec, the engine, the budget, the study; and how a trial gets trained and kept."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from optuna.storages import BaseStorage
+
+from adamtune.engines import Engine
+from adamtune.errors import AdamtuneError
+from adamtune.evidence import Evidence, Verdict, weigh
+from adamtune.knobs import Knob
+from adamtune.recipe import Recipe
+from adamtune.search import Asked, KnobStudy
+from adamtune.spec import Spec
+from adamtune.trial import Outcome, TrialRequest, TrialResult
+
+CONFIRM_SEEDS = 5
+"""The fewest seeds a challenger is confirmed on. They chose no candidate; every stage uses the same, so that the
+incumbent is trained on them once."""
+
+_SEEDS_APART = 10_000
+
+
+class BudgetSpent(AdamtuneError):
+    """The next trials would cost more than is left. The plan catches it and keeps the incumbent."""
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One trial of a sweep, as `trials.csv` and `curves.csv` tell it."""
+
+    stage: str
+    study: str
+    number: int
+    result: TrialResult
+    value: float
+    """The objective at the horizon; NaN unless completed."""
+
+
+@dataclass(frozen=True)
+class StageAnswer:
+    """What a stage found out, and the recipe it leaves."""
+
+    stage: str
+    question: str
+    verdict: Verdict
+    reason: str
+    recipe: Recipe
+    before: Any = None
+    """The value of the stage's knob it found, and `after` the one it leaves."""
+    after: Any = None
+    evidence: Evidence | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """Plain data for the report, e.g. a response curve."""
+
+
+@dataclass
+class Budget:
+    """Steps and seconds the search may still spend. Counts every step trained, whoever asked for it."""
+
+    steps: float = math.inf
+    deadline: float = math.inf
+    """On time.monotonic's clock."""
+    spent: int = 0
+
+    def claim(self, steps: int) -> None:
+        """Raise `BudgetSpent` unless `steps` more fit."""
+        if self.spent + steps > self.steps:
+            raise BudgetSpent(f"{steps} more steps do not fit the budget of {self.steps:g}")
+        if time.monotonic() > self.deadline:
+            raise BudgetSpent("the time is spent")
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Disjoint sets of seeds: those that choose candidates, that confirm them, and that judge the final recipe."""
+
+    search: tuple[int, ...]
+    confirm: tuple[int, ...]
+    fresh: tuple[int, ...]
+
+    @classmethod
+    def of(cls, spec: Spec, fresh: int) -> Seeds:
+        """The seeds of a spec; another `seed` shifts them all."""
+        start = spec.seed * 3 * _SEEDS_APART
+
+        def block(index: int, count: int) -> tuple[int, ...]:
+            return tuple(range(start + index * _SEEDS_APART, start + index * _SEEDS_APART + count))
+
+        return cls(block(0, spec.seeds), block(1, max(CONFIRM_SEEDS, spec.seeds)), block(2, fresh))
+
+
+class StageContext:
+    """Trains what stages ask for, once; keeps every trial; counts every step."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        engine: Engine,
+        storage: BaseStorage,
+        budget: Budget,
+        seeds: Seeds,
+        on_trial: Callable[[TrialRecord], None] = lambda record: None,
+    ) -> None:
+        """`on_trial` hears of every trial as it ends."""
+        self.spec, self.budget, self.seeds = spec, budget, seeds
+        self.answers: dict[str, StageAnswer] = {}
+        self._engine, self._storage, self._on_trial = engine, storage, on_trial
+        self._known: dict[tuple[str, int, int], TrialResult] = {}
+
+    @property
+    def horizon(self) -> int:
+        """Steps of the run the recipe is for."""
+        return self.spec.horizon
+
+    def value(self, result: TrialResult) -> float:
+        """The objective of a trial at its horizon; NaN unless it completed."""
+        return result.final(self.spec.objective.name)
+
+    def score(self, values: Iterable[float]) -> float:
+        """Mean objective as a loss (lower is better, whatever the direction); inf when any value is missing."""
+        values = list(values)
+        if not values or not all(map(math.isfinite, values)):
+            return math.inf
+        mean = math.fsum(values) / len(values)
+        return mean if self.spec.objective.direction == "minimize" else -mean
+
+    def study(self, stage: str, knobs: Iterable[Knob] = (), keep: float = 0.5) -> KnobStudy:
+        """The stage's Optuna study; its name carries the seed, so that sweeps can share a storage."""
+        name = f"{self.spec.task.ref}/seed{self.spec.seed}/{stage}"
+        return KnobStudy(
+            self._storage, name, knobs, self.spec.objective.direction, sampler_seed=self.spec.seed, keep=keep
+        )
+
+    def measure(self, stage: str, recipe: Recipe, seeds: Sequence[int]) -> list[TrialResult]:
+        """Train a fixed recipe to the horizon on each seed; what was trained before is not trained again."""
+        key = recipe.training_key()
+        missing = [seed for seed in seeds if (key, seed, self.horizon) not in self._known]
+        if missing:
+            requests = [TrialRequest(recipe, seed, self.horizon, probe=True) for seed in missing]
+            study = self.study(stage)
+            self.race(stage, study, study.ask({}, missing, recipe=recipe.to_dict()), requests, rungs=self.rungs())
+        return [self._known[key, seed, self.horizon] for seed in seeds]
+
+    def rungs(self) -> list[int]:
+        """Where full-length trials are evaluated: eight points of the curve, the horizon last."""
+        return sorted({max(1, round(self.horizon * share / 8)) for share in range(1, 9)})
+
+    def race(
+        self,
+        stage: str,
+        study: KnobStudy,
+        asked: Sequence[Asked],
+        requests: Sequence[TrialRequest],
+        rungs: Sequence[int],
+        prune_at: Iterable[int] = (),
+    ) -> list[TrialResult]:
+        """Train the trials asked for side by side, evaluating at `rungs`; at `prune_at` the study may stop some.
+
+        Every request must have the last rung as its horizon. Raises `BudgetSpent` before training anything.
+        """
+        self.budget.claim(sum(request.horizon for request in requests))
+        batch = self._engine.open(requests)
+        objective = self.spec.objective.name
+        for rung in rungs:
+            reports = batch.advance(rung)
+            running = [(index, report) for index, report in enumerate(reports) if report is not None]
+            for index, report in running:
+                study.report(asked[index], rung, report.values[objective])
+            if rung in prune_at:
+                for index, _ in running:
+                    if study.should_prune(asked[index]):
+                        batch.prune(index)
+        results = batch.results()
+        for trial, result in zip(asked, results, strict=True):
+            study.tell(trial, result, self.value(result))
+            self.keep(stage, study.name, trial.number, result)
+        return results
+
+    def open(self, requests: Sequence[TrialRequest]) -> Any:
+        """Trials without validation or study, such as the range test's; the caller must `keep` their results."""
+        self.budget.claim(sum(request.horizon for request in requests))
+        return self._engine.open(requests)
+
+    def keep(self, stage: str, study: str, number: int, result: TrialResult) -> None:
+        """Count and remember a trial that has ended."""
+        self.budget.spent += result.steps
+        request = result.request
+        if request.ramp is None and result.outcome in (Outcome.COMPLETED, Outcome.DIVERGED):
+            self._known[request.recipe.training_key(), request.seed, request.horizon] = result
+        self._on_trial(TrialRecord(stage, study, number, result, self.value(result)))
+
+    def confirm(self, stage: str, incumbent: Recipe, challenger: Recipe) -> Evidence:
+        """Both recipes to the horizon on the seeds kept for confirmation, paired."""
+        seeds = self.seeds.confirm
+        here = [self.value(result) for result in self.measure(stage, incumbent, seeds)]
+        there = [self.value(result) for result in self.measure(stage, challenger, seeds)]
+        return weigh(seeds, here, there, self.spec.objective.direction)

@@ -1,0 +1,92 @@
+"""lr_range: one short run with lr rising exponentially, to find where learning begins and where it breaks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from adamtune.errors import NothingLearned
+from adamtune.evidence import Verdict
+from adamtune.recipe import Recipe
+from adamtune.spec import Spec
+from adamtune.stages.context import StageAnswer, StageContext
+from adamtune.stages.lr_curve import RangeCurve, RangeStatus, read_curve, smooth
+from adamtune.trial import Ramp, TrialRequest, TrialResult
+
+NAME = "lr_range"
+QUESTION = "Between which learning rates does the loss fall?"
+
+STEPS, START, END = 300, 1e-6, 1e-1
+
+_CHECK_EVERY = 10
+"""Steps between looks at whether the ramp has gone far enough."""
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """A range test done: the curve read, and its trials."""
+
+    ramp: Ramp
+    curve: RangeCurve
+    results: tuple[TrialResult, ...]
+
+
+def smoothing_window(ramp: Ramp) -> float:
+    """A sixth of a decade of lr, in steps: short, since an average tells of learning rates already left behind."""
+    decades = math.log10(ramp.end / ramp.start)
+    return max(1.0, ramp.steps / decades / 6)
+
+
+def range_test(context: StageContext, recipe: Recipe, ramp: Ramp) -> RangeTest:
+    """Ramp lr on every search seed and read the curve.
+
+    Adam's moments run on through the ramp, as they would under any schedule: with beta1 = 0.9 they remember ten steps,
+    a sixth of a decade at the default 60 steps a decade, which is within the smoothing. A seed stops when it diverges
+    or its smoothed loss has climbed back all it had fallen, and as much again.
+    """
+    requests = [TrialRequest(recipe, seed, ramp.steps, ramp) for seed in context.seeds.search]
+    batch = context.open(requests)
+    losses: list[list[float]] = [[] for _ in requests]
+    window = smoothing_window(ramp)
+    for step in range(_CHECK_EVERY, ramp.steps + _CHECK_EVERY, _CHECK_EVERY):
+        for index, report in enumerate(batch.advance(min(step, ramp.steps), evaluate=False)):
+            if report is None:
+                continue
+            losses[index].extend(report.train_losses)
+            if _climbed_back(smooth(losses[index], window)):
+                batch.prune(index)
+    results = batch.results()
+    for result in results:
+        context.keep(NAME, "", result.request.seed, result)
+    lrs = [ramp.lr_at(step) for step in range(ramp.steps)]
+    curve = read_curve(lrs, [result.train_losses for result in results], window)
+    return RangeTest(ramp, curve, tuple(results))
+
+
+def _climbed_back(smoothed: list[float]) -> bool:
+    lowest = min(smoothed)
+    fall = max(smoothed[: smoothed.index(lowest) + 1]) - lowest
+    return fall > 0.05 * abs(smoothed[0]) and smoothed[-1] > lowest + 2 * fall
+
+
+def cost(spec: Spec) -> int:
+    """Steps at most."""
+    return STEPS * spec.seeds
+
+
+def run(context: StageContext, incumbent: Recipe) -> StageAnswer:
+    """The range test over the default ramp; changes nothing. Raises `NothingLearned` when no loss is ever finite."""
+    knob = context.spec.knob("lr")
+    ramp = Ramp(min(START, knob.low), max(END, min(knob.high, 1.0)), STEPS)
+    curve = range_test(context, incumbent, ramp).curve
+    if curve.status is RangeStatus.DIVERGING and not curve.losses:
+        raise NothingLearned(
+            f"the range test found nothing to tune: {curve.reason}; check the task's data and loss for NaN or inf"
+        )
+    details: dict[str, Any] = {
+        "lrs": list(curve.lrs), "losses": list(curve.losses), "low": list(curve.low), "high": list(curve.high),
+        "status": curve.status, "band": curve.band, "suggestions": dict(curve.suggestions),
+    }  # fmt: skip
+    reason = curve.reason + (f" between lr {curve.band[0]:.2g} and {curve.band[1]:.2g}" if curve.band else "")
+    return StageAnswer(NAME, QUESTION, Verdict.MEASURED, reason, incumbent, details=details)

@@ -1,0 +1,323 @@
+"""A sweep from spec to recipe: the plan carried out in a run directory, everything written down on the way."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from adamtune import rundir
+from adamtune.engines import make_engine, pick_device
+from adamtune.errors import Problem, SpecError
+from adamtune.evidence import Interval, Verdict
+from adamtune.plan import (
+    Conclusion,
+    Measured,
+    Plan,
+    Progress,
+    budget_steps,
+    conclude,
+    final_steps,
+    fresh_seeds,
+    make_plan,
+    run_plan,
+)
+from adamtune.recipe import Recipe
+from adamtune.rundir import RunDir
+from adamtune.search import open_storage
+from adamtune.spec import Spec
+from adamtune.stages.context import Budget, Seeds, StageAnswer, StageContext, TrialRecord
+from adamtune.task import Task, load_task
+from adamtune.yaml_text import nearest
+
+RESULT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep ends with; `result.json` is this as plain data."""
+
+    spec: Spec
+    recipe: Recipe
+    """The recommended recipe, with its provenance."""
+    conclusion: Conclusion
+    answers: Mapping[str, StageAnswer]
+    steps_used: int
+    """Training steps of all trials, the last comparison included."""
+    wall_seconds: float
+    run_dir: Path
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, versioned."""
+        return {
+            "version": RESULT_VERSION,
+            "task": self.spec.task.model_dump(),
+            "horizon": self.spec.horizon,
+            "objective": self.spec.objective.model_dump(),
+            "steps_used": self.steps_used,
+            "wall_seconds": round(self.wall_seconds, 3),
+            "default": _measured_dict(self.conclusion.default),
+            "recommended": _measured_dict(self.conclusion.recommended),
+            "difference": _interval_dict(self.conclusion.evidence.difference),
+            "changed": {
+                name: {"default": before, "recommended": after}
+                for name, (before, after) in self.spec.base.diff(self.recipe).items()
+            },
+            "stages": [answer_dict(answer) for answer in self.answers.values()],
+            "recipe": self.recipe.to_dict(),
+        }
+
+
+class _Notes(Progress):
+    """Keeps every trial of the sweep, writes the log, and passes everything on."""
+
+    def __init__(self, run: RunDir, audience: Progress) -> None:
+        self.records: list[TrialRecord] = []
+        self._run, self._audience = run, audience
+
+    def on_plan(self, plan: Plan) -> None:
+        stages = ", ".join(f"{stage.name} (<= {stage.steps} steps)" for stage in plan.stages)
+        self._run.log(f"plan: {stages}, final ({plan.final_steps} steps)")
+        self._audience.on_plan(plan)
+
+    def on_stage(self, name: str, question: str) -> None:
+        self._run.log(f"{name}: {question}")
+        self._audience.on_stage(name, question)
+
+    def on_steps(self, steps: int) -> None:
+        self._audience.on_steps(steps)
+
+    def on_trial(self, record: TrialRecord) -> None:
+        self.records.append(record)
+        result, request = record.result, record.result.request
+        value = f"{record.value:.5g}" if math.isfinite(record.value) else result.message or "-"
+        self._run.log(
+            f"{record.stage}: trial {record.study}#{record.number} seed {request.seed} "
+            f"{result.outcome} after {result.steps} of {request.horizon} steps: {value}"
+        )
+        self._audience.on_trial(record)
+
+    def on_answer(self, answer: StageAnswer) -> None:
+        self._run.log(f"{answer.stage}: {answer.verdict}: {answer.reason}")
+        self._audience.on_answer(answer)
+        self.write_tables()
+
+    def write_tables(self) -> None:
+        """The trials so far, as tables."""
+        self._run.write(rundir.TRIALS, _trials_table(self.records).to_csv(index=False))
+        self._run.write(rundir.CURVES, _curves_table(self.records).to_csv(index=False))
+        self._run.write(rundir.PROBE, _probe_table(self.records).to_csv(index=False))
+
+
+def sweep(spec: Spec, run_dir: Path, progress: Progress | None = None) -> SweepResult:
+    """Tune what `spec` says, leaving every file of the run in `run_dir`.
+
+    Raises `InputError` before anything is written when the spec, its task, device or directory cannot be used;
+    `TaskError` when the task fails in training; `NothingLearned` when there is nothing to recommend. Whatever ends it,
+    the trials measured until then are in the run directory.
+    """
+    began = time.monotonic()
+    task = load_task(spec.task.ref, spec.task.args)
+    _check_objective(spec, task)
+    device = pick_device(spec.device)
+    plan = make_plan(spec)
+    with RunDir(run_dir).claimed() as run:
+        notes = _Notes(run, progress or Progress())
+        run.write(rundir.SPEC, f"# adamtune sweep {rundir.SPEC}\n{spec.to_yaml()}")
+        run.write_json(rundir.ENVIRONMENT, environment(device))
+        context = _context(spec, task, device, run, notes)
+        if spec.budget.time is not None:
+            context.budget.deadline = began + spec.budget.time
+        notes.on_plan(plan)
+        with _last_words(run, notes):
+            recipe = run_plan(plan, context, notes)
+            conclusion = conclude(context, recipe, notes)
+            recipe = recipe.model_copy(update={"provenance": _provenance(context, conclusion, run_dir)})
+            seconds = time.monotonic() - began
+            result = SweepResult(spec, recipe, conclusion, context.answers, context.budget.spent, seconds, run_dir)
+            run.write(rundir.RECIPE, recipe.to_yaml())
+            run.write_json(rundir.RESULT, result.to_dict())
+            run.log(f"done: {context.budget.spent} steps in {seconds:.1f} s")
+    return result
+
+
+@contextmanager
+def _last_words(run: RunDir, notes: _Notes) -> Iterator[None]:
+    """Whatever happens, leave the tables complete and the log saying how it ended."""
+    try:
+        yield
+    except BaseException as end:
+        run.log(f"ended by {type(end).__name__}: {end}")
+        raise
+    finally:
+        notes.write_tables()
+
+
+def _context(spec: Spec, task: Task, device: torch.device, run: RunDir, notes: Progress) -> StageContext:
+    engine = make_engine(spec.engine, task, device, notes.on_steps)
+    return StageContext(
+        spec=spec,
+        engine=engine,
+        storage=open_storage(spec.storage, run.file(rundir.JOURNAL)),
+        budget=Budget(budget_steps(spec) - final_steps(spec)),
+        seeds=Seeds.of(spec, fresh_seeds(spec)),
+        on_trial=notes.on_trial,
+    )
+
+
+def _check_objective(spec: Spec, task: Task) -> None:
+    names = {"loss", *task.metrics}
+    if spec.objective.name not in names:
+        what = f"the task '{task.name}' has no metric '{spec.objective.name}'; {nearest(spec.objective.name, names)}"
+        raise SpecError("spec", [Problem("$.objective.name", what)])
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What a sweep ran on: versions, machine, device, command."""
+    packages = ("adamtune", "torch", "optuna", "numpy", "scipy", "pandas", "pydantic")
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: version(name) for name in packages},
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
+        "cuda": torch.version.cuda,
+        "cores": os.cpu_count(),
+    }
+
+
+def _provenance(context: StageContext, conclusion: Conclusion, run_dir: Path) -> dict[str, Any]:
+    evidence = conclusion.evidence
+    provenance: dict[str, Any] = rundir.jsonable(
+        {
+            "run": run_dir.name,
+            "task": context.spec.task.ref,
+            "horizon": context.horizon,
+            "objective": context.spec.objective.name,
+            "default": _round(conclusion.default.summary.mean),
+            "recommended": _round(conclusion.recommended.summary.mean),
+            "fresh_seeds": list(evidence.seeds),
+            "steps_used": context.budget.spent,
+            "knobs": {
+                answer.stage: {"verdict": str(answer.verdict), "reason": answer.reason}
+                for answer in context.answers.values()
+                if answer.verdict is not Verdict.MEASURED
+            },
+        }
+    )
+    return provenance
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.5g}")
+
+
+def _measured_dict(measured: Measured) -> dict[str, Any]:
+    return _interval_dict(measured.summary) | {
+        "seeds": measured.summary.count,
+        "values": list(measured.values),
+        "diverged": sum(not math.isfinite(value) for value in measured.values),
+    }
+
+
+def _interval_dict(interval: Interval) -> dict[str, Any]:
+    return {"mean": interval.mean, "ci95": [interval.low, interval.high]}
+
+
+def answer_dict(answer: StageAnswer) -> dict[str, Any]:
+    """A stage's answer as plain data."""
+    evidence = answer.evidence
+    return {
+        "stage": answer.stage,
+        "question": answer.question,
+        "verdict": str(answer.verdict),
+        "reason": answer.reason,
+        "before": answer.before,
+        "after": answer.after,
+        "evidence": evidence
+        and {
+            "seeds": list(evidence.seeds),
+            "incumbent": list(evidence.incumbent),
+            "challenger": list(evidence.challenger),
+            "difference": _interval_dict(evidence.difference),
+        },
+        "details": dict(answer.details),
+    }
+
+
+_TABLE_KNOBS = ("lr", "beta1", "beta2", "eps", "weight_decay", "warmup", "schedule")
+
+
+def _trials_table(records: list[TrialRecord]) -> pd.DataFrame:
+    rows = []
+    for record in records:
+        result, request = record.result, record.result.request
+        knobs = {name: request.recipe.knob(name) for name in _TABLE_KNOBS}
+        if request.ramp is not None:
+            knobs |= {"lr": math.nan, "schedule": f"ramp {request.ramp.start:g}..{request.ramp.end:g}"}
+        rows.append(
+            {
+                "stage": record.stage,
+                "study": record.study,
+                "trial": record.number,
+                "seed": request.seed,
+                "horizon": request.horizon,
+                "outcome": str(result.outcome),
+                "steps": result.steps,
+                "seconds": round(result.seconds, 4),
+                "value": record.value,
+                **knobs,
+                "message": result.message,
+            }
+        )
+    columns = ["stage", "study", "trial", "seed", "horizon", "outcome", "steps", "seconds", "value", *_TABLE_KNOBS]
+    return pd.DataFrame(rows, columns=[*columns, "message"])
+
+
+def _curves_table(records: list[TrialRecord]) -> pd.DataFrame:
+    rows = []
+    for record in records:
+        for rung in record.result.rungs:
+            finite = [loss for loss in rung.train_losses if math.isfinite(loss)]
+            rows.append(
+                {
+                    "stage": record.stage,
+                    "study": record.study,
+                    "trial": record.number,
+                    "seed": record.result.request.seed,
+                    "step": rung.step,
+                    "train_loss": math.fsum(finite) / len(finite) if finite else math.nan,
+                    **rung.values,
+                }
+            )
+    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["stage", "study", "trial", "seed", "step"])
+
+
+def _probe_table(records: list[TrialRecord]) -> pd.DataFrame:
+    rows = [
+        (record.stage, record.study, record.number, record.result.request.seed, rung.step, *_probe_key(key), value)
+        for record in records
+        for rung in record.result.rungs
+        for key, value in rung.probe.items()
+    ]
+    columns = ["stage", "study", "trial", "seed", "step", "group", "statistic", "percentile", "value"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _probe_key(key: str) -> tuple[str, str, str]:
+    group, statistic, *percentile = key.split("/")
+    return group, statistic, percentile[0] if percentile else ""

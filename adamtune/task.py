@@ -1,0 +1,266 @@
+"""The Task: a model, its data, its loss and how it is judged; and finding one from a reference."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
+
+from adamtune.errors import AdamtuneError, TaskError, TaskReferenceError
+from adamtune.yaml_text import nearest
+
+Batch = Any
+"""A tensor, or tuples, lists and dicts of them; other values in it are passed on as they are."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained and how it is judged. All callables must be repeatable: same seed, same outcome.
+
+    Models and batches are made on the CPU; whoever trains moves them to the device.
+    """
+
+    name: str
+    make_model: Callable[[], nn.Module]
+    """Called under a seeded RNG; must return a new model at each call."""
+    train_batches: Callable[[torch.Generator], Iterator[Batch]]
+    """Endless; the same generator seed gives the same batches."""
+    loss: Callable[[nn.Module, Batch], Tensor]
+    """Scalar mean loss of a batch; calls the model."""
+    val_batches: Callable[[], Iterable[Batch]]
+    """Finite; a batch weighs as the length of its first tensor."""
+    metrics: Mapping[str, Callable[[nn.Module, Batch], Tensor]] = field(default_factory=dict)
+    """Name -> mean over the batch, e.g. accuracy; measured on the validation batches."""
+    groups: Callable[[nn.Module], Mapping[str, Sequence[str]]] | None = None
+    """Parameter names by group, where the groups adamtune finds by itself are not the ones wanted."""
+
+    @staticmethod
+    def supervised(
+        make_model: Callable[[], nn.Module],
+        train_data: Dataset[Any] | DataLoader[Any] | Sequence[Tensor],
+        val_data: Dataset[Any] | DataLoader[Any] | Sequence[Tensor],
+        loss_fn: Callable[..., Tensor],
+        batch_size: int = 32,
+        *,
+        name: str = "supervised",
+        metrics: Mapping[str, Callable[..., Tensor]] | None = None,
+    ) -> Task:
+        """A task from what a training script already has.
+
+        Data are Datasets, DataLoaders (which keep their own batch size) or tensors such as `(x, y)`. Each batch is a
+        sequence whose last entry is the target: the loss is `loss_fn(model(*inputs), target)`, and metrics are called
+        the same way. Training data are shuffled anew each epoch from the trial's seed; a DataLoader with a sampler of
+        its own keeps it.
+        """
+
+        def on_batches(function: Callable[..., Tensor]) -> Callable[[nn.Module, Batch], Tensor]:
+            def measure(model: nn.Module, batch: Batch) -> Tensor:
+                *inputs, target = batch
+                return function(model(*inputs), target)
+
+            return measure
+
+        return Task(
+            name=name,
+            make_model=make_model,
+            train_batches=lambda generator: _endless(train_data, batch_size, generator),
+            loss=on_batches(loss_fn),
+            val_batches=lambda: _one_pass(val_data, batch_size),
+            metrics={key: on_batches(metric) for key, metric in (metrics or {}).items()},
+        )
+
+
+def _endless(data: Any, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
+    if isinstance(data, Sequence) and all(isinstance(item, Tensor) for item in data):
+        count = len(data[0])
+        size = min(batch_size, count)
+        while True:
+            order = torch.randperm(count, generator=generator)
+            for rows in torch.split(order[: count - count % size], size):
+                yield tuple(tensor[rows] for tensor in data)
+    loader = _reseeded(data, batch_size, generator)
+    while True:
+        empty = True
+        for batch in loader:
+            empty = False
+            yield batch
+        if empty:
+            raise ValueError("the training data gave no batch (is the dataset smaller than one batch?)")
+
+
+def _reseeded(data: Any, batch_size: int, generator: torch.Generator) -> DataLoader[Any]:
+    """A DataLoader over `data` whose shuffling follows `generator`."""
+    if not isinstance(data, DataLoader):
+        if isinstance(data, IterableDataset):
+            return DataLoader(data, batch_size=batch_size, generator=generator)
+        size = min(batch_size, len(data))
+        return DataLoader(data, batch_size=size, shuffle=True, drop_last=True, generator=generator)
+    if not isinstance(data.sampler, RandomSampler | SequentialSampler) or data.batch_size is None:
+        return data
+    return DataLoader(
+        data.dataset,
+        batch_size=data.batch_size,
+        shuffle=isinstance(data.sampler, RandomSampler),
+        drop_last=data.drop_last,
+        collate_fn=data.collate_fn,
+        num_workers=data.num_workers,
+        worker_init_fn=data.worker_init_fn,
+        generator=generator,
+    )
+
+
+def _one_pass(data: Any, batch_size: int) -> Iterable[Batch]:
+    if isinstance(data, DataLoader):
+        return data
+    if isinstance(data, Sequence) and all(isinstance(item, Tensor) for item in data):
+        size = max(batch_size, 256)  # no gradients are kept, so larger batches fit where training ones do
+        return list(zip(*(torch.split(tensor, size) for tensor in data), strict=True))
+    return DataLoader(data, batch_size=batch_size)
+
+
+def batch_to(batch: Batch, device: torch.device) -> Batch:
+    """The same batch with its tensors on `device`; named tuples, dicts and objects with `.to` keep their type."""
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(batch_to(item, device) for item in batch))
+    if isinstance(batch, tuple | list):
+        return type(batch)(batch_to(item, device) for item in batch)
+    if isinstance(batch, dict):
+        return {key: batch_to(item, device) for key, item in batch.items()}
+    return batch.to(device) if hasattr(batch, "to") else batch
+
+
+def batch_rows(batch: Batch) -> int:
+    """How many examples a batch holds: the length of its first tensor (1 where that is a scalar or there is none)."""
+    if isinstance(batch, Tensor):
+        return len(batch) if batch.ndim else 1
+    items: Iterable[Any] = ()
+    if isinstance(batch, Mapping):
+        items = batch.values()
+    elif isinstance(batch, tuple | list):
+        items = batch
+    return next((batch_rows(item) for item in items if _has_tensor(item)), 1)
+
+
+def _has_tensor(item: Any) -> bool:
+    if isinstance(item, Mapping):
+        return any(_has_tensor(inner) for inner in item.values())
+    return isinstance(item, Tensor) or (isinstance(item, tuple | list) and any(_has_tensor(inner) for inner in item))
+
+
+@dataclass(frozen=True)
+class TaskReference:
+    """Where a task comes from: `package.module:function` or `path/file.py:function`."""
+
+    place: str
+    function: str
+
+    def __str__(self) -> str:
+        """As a spec spells it."""
+        return f"{self.place}:{self.function}"
+
+    @classmethod
+    def parse(cls, text: str, folders: Sequence[Path] = ()) -> TaskReference:
+        """Read a reference; a relative file is looked for in `folders`, then in the working directory.
+
+        Raises `TaskReferenceError` when it is no reference or the file is not there. Imports nothing.
+        """
+        place, colon, function = text.rpartition(":")
+        if not colon or not place or not function.isidentifier():
+            raise TaskReferenceError(
+                f"'{text}' is no task reference; write package.module:function or path/to/file.py:function"
+            )
+        if not place.endswith(".py"):
+            if all(part.isidentifier() for part in place.split(".")):
+                return cls(place, function)
+            raise TaskReferenceError(f"'{place}' in '{text}' is neither a module name nor a path ending in .py")
+        tried = [folder / place for folder in (*folders, Path.cwd())]
+        for path in tried:
+            if path.is_file():
+                return cls(str(path.resolve()), function)
+        raise TaskReferenceError(f"no file {' or '.join(dict.fromkeys(map(str, tried)))} for the task '{text}'")
+
+
+def load_task(reference: TaskReference | str, args: Mapping[str, Any] | None = None) -> Task:
+    """Import the function a reference names, call it with `args`, and return its Task.
+
+    Raises `TaskReferenceError` when it does not import, has no such function, does not take `args` or returns something
+    else, and `TaskError` when the function itself raises.
+    """
+    if isinstance(reference, str):
+        reference = TaskReference.parse(reference)
+    args = dict(args or {})
+    make = _function(reference)
+    try:
+        signature = inspect.signature(make)
+        signature.bind(**args)
+    except TypeError as problem:
+        takes = ", ".join(inspect.signature(make).parameters) or "none"
+        raise TaskReferenceError(f"{reference} does not take these task args: {problem}; it takes: {takes}") from None
+    try:
+        task = make(**args)
+    except AdamtuneError:
+        raise
+    except Exception as problem:
+        raise TaskError(f"{reference} raised {describe_exception(problem)} while making the task") from problem
+    if not isinstance(task, Task):
+        raise TaskReferenceError(f"{reference} returned a {type(task).__name__}; it must return an adamtune.Task")
+    return task
+
+
+def _function(reference: TaskReference) -> Callable[..., Any]:
+    try:
+        module = _import(reference.place)
+    except Exception as problem:
+        missing = isinstance(problem, ModuleNotFoundError) and reference.place.startswith(problem.name or "\0")
+        what = f"there is no module '{problem.name}'" if missing else describe_exception(problem)  # type: ignore[attr-defined]
+        raise TaskReferenceError(f"the task {reference} does not import: {what}") from problem
+    function = getattr(module, reference.function, None)
+    if not callable(function):
+        own = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        hint = nearest(reference.function, own) if own else "it has no functions at all"
+        raise TaskReferenceError(f"{reference.place} has no function '{reference.function}'; {hint}")
+    return function  # type: ignore[no-any-return]
+
+
+def _import(place: str) -> ModuleType:
+    # As `python script.py` does: a task file may import its neighbours, a module may lie in the working directory.
+    folder = str(Path(place).parent) if place.endswith(".py") else os.getcwd()
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    if not place.endswith(".py"):
+        return importlib.import_module(place)
+    name = f"adamtune_task_{Path(place).stem}"
+    spec = importlib.util.spec_from_file_location(name, place)
+    assert spec is not None
+    assert spec.loader is not None  # a .py file always has one
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickle look modules up by name
+    spec.loader.exec_module(module)
+    return module
+
+
+def describe_exception(problem: BaseException) -> str:
+    """`ValueError: text (file.py, line 12)`, the place being the innermost one outside torch and adamtune."""
+    place = ""
+    frame = problem.__traceback__
+    while frame is not None:
+        path = Path(frame.tb_frame.f_code.co_filename)
+        own_library = path.is_relative_to(Path(__file__).parent) and path.parent.name != "tasks"
+        if "site-packages" not in path.parts and not own_library and path.suffix == ".py" and path.is_file():
+            place = f" ({path.name}, line {frame.tb_lineno})"
+        frame = frame.tb_next
+    text = " ".join(str(problem).split())
+    return f"{type(problem).__name__}{': ' + text if text else ''}{place}"
