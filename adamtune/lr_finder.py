@@ -89,8 +89,9 @@ def lr_find(
 ) -> LRFindResult:
     """Find a learning rate for a run of `horizon` steps (by default `steps`) under `recipe`'s schedule.
 
-    The ramp runs from lr `start` to `end` in `steps` steps on `seeds` seeds. Without `refine` the suggestion is read off
-    the ramp alone. `on_steps(n)` hears of every n steps trained. Raises `InputError` for arguments that make no ramp.
+    The ramp runs from lr `start` to `end` in `steps` steps on `seeds` seeds. Without `refine` the suggestion is read
+    off the ramp alone. `on_steps(n)` hears of every n steps trained. Raises `InputError` for arguments that make no
+    ramp.
     """
     for name, value, least in (("steps", steps, 10), ("seeds", seeds, 1), ("horizon", horizon or steps, 1)):
         if value < least:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from adamtune.errors import InputError, NothingLearned
 from adamtune.evidence import Evidence, Interval, Verdict, interval, weigh
+from adamtune.groups import ParamGroup
 from adamtune.recipe import Recipe
 from adamtune.spec import FRESH_SEEDS, Spec, StageName
 from adamtune.stages import REGISTRY
@@ -67,8 +68,8 @@ class Conclusion:
 class Progress:
     """What a sweep tells whoever watches. The library never prints; a subclass may."""
 
-    def on_plan(self, plan: Plan) -> None:
-        """The plan, before anything is trained."""
+    def on_plan(self, plan: Plan, groups: Sequence[ParamGroup]) -> None:
+        """The plan and the base recipe's param groups, before anything is trained."""
 
     def on_stage(self, name: str, question: str) -> None:
         """A stage begins; the last comparison counts as one."""

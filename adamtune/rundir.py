@@ -121,3 +121,30 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value
+
+
+def read_result(run: Path) -> dict[str, Any]:
+    """The `result.json` of a finished run.
+
+    Raises `RunDirError` when the folder is no run, or one that has not finished.
+    """
+    path = run / RESULT
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(data, dict) or "stages" not in data:
+            raise ValueError("it holds no sweep result")
+    except FileNotFoundError:
+        if (run / SPEC).exists():
+            why = f"has not finished: it has no {RESULT} yet; {run / LOG} tells how far it came"
+        else:
+            why = f"is no run directory: it has no {RESULT}" if run.is_dir() else "does not exist"
+        raise RunDirError(f"{run} {why}") from None
+    except (OSError, ValueError) as problem:
+        raise RunDirError(f"{path} cannot be read as a result: {problem}") from problem
+    return data
+
+
+def finished_runs(folder: Path) -> list[Path]:
+    """The runs in `folder` that have a result, oldest first."""
+    results = sorted(folder.glob(f"*/{RESULT}"), key=lambda path: path.stat().st_mtime)
+    return [path.parent for path in results]

@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,6 +22,7 @@ from adamtune import rundir
 from adamtune.engines import make_engine, pick_device
 from adamtune.errors import Problem, SpecError
 from adamtune.evidence import Interval, Verdict
+from adamtune.groups import ParamGroup, param_groups
 from adamtune.plan import (
     Conclusion,
     Measured,
@@ -34,12 +35,14 @@ from adamtune.plan import (
     make_plan,
     run_plan,
 )
+from adamtune.randomness import RandomState
 from adamtune.recipe import Recipe
 from adamtune.rundir import RunDir
 from adamtune.search import open_storage
 from adamtune.spec import Spec
 from adamtune.stages.context import Budget, Seeds, StageAnswer, StageContext, TrialRecord
 from adamtune.task import Task, load_task
+from adamtune.trial import new_model
 from adamtune.yaml_text import nearest
 
 RESULT_VERSION = 1
@@ -87,10 +90,12 @@ class _Notes(Progress):
         self.records: list[TrialRecord] = []
         self._run, self._audience = run, audience
 
-    def on_plan(self, plan: Plan) -> None:
+    def on_plan(self, plan: Plan, groups: Sequence[ParamGroup]) -> None:
         stages = ", ".join(f"{stage.name} (<= {stage.steps} steps)" for stage in plan.stages)
         self._run.log(f"plan: {stages}, final ({plan.final_steps} steps)")
-        self._audience.on_plan(plan)
+        for group in groups:
+            self._run.log(f"group {group.name}: {group.tensors} tensors, {group.parameters} parameters")
+        self._audience.on_plan(plan, groups)
 
     def on_stage(self, name: str, question: str) -> None:
         self._run.log(f"{name}: {question}")
@@ -133,6 +138,8 @@ def sweep(spec: Spec, run_dir: Path, progress: Progress | None = None) -> SweepR
     _check_objective(spec, task)
     device = pick_device(spec.device)
     plan = make_plan(spec)
+    with RandomState(spec.seed).active(device):
+        groups = param_groups(spec.base, new_model(task))
     with RunDir(run_dir).claimed() as run:
         notes = _Notes(run, progress or Progress())
         run.write(rundir.SPEC, f"# adamtune sweep {rundir.SPEC}\n{spec.to_yaml()}")
@@ -140,7 +147,7 @@ def sweep(spec: Spec, run_dir: Path, progress: Progress | None = None) -> SweepR
         context = _context(spec, task, device, run, notes)
         if spec.budget.time is not None:
             context.budget.deadline = began + spec.budget.time
-        notes.on_plan(plan)
+        notes.on_plan(plan, groups)
         with _last_words(run, notes):
             recipe = run_plan(plan, context, notes)
             conclusion = conclude(context, recipe, notes)

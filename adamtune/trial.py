@@ -27,6 +27,10 @@ _INSPECT_EVERY = 16
 diverged trial has trained up to this many steps past its divergence, and they count."""
 
 
+_USED = "_adamtune_used"
+"""Set on parameters that a trial trains. Copies of a parameter do not inherit it."""
+
+
 class Outcome(StrEnum):
     """How a trial ended."""
 
@@ -95,6 +99,36 @@ class TrialResult:
         return self.rungs[-1].values.get(name, math.nan) if self.outcome is Outcome.COMPLETED else math.nan
 
 
+def new_model(task: Task) -> nn.Module:
+    """A model of the task, on the CPU, checked: it has something to train, and nothing another trial has trained.
+
+    Raises `TaskError`.
+    """
+    try:
+        model = task.make_model()
+    except AdamtuneError:
+        raise
+    except Exception as problem:
+        raise TaskError(f"task '{task.name}': make_model raised {describe_exception(problem)}") from problem
+    if not isinstance(model, nn.Module):
+        got = type(model).__name__
+        raise TaskError(f"task '{task.name}': make_model returned a {got}; it must return a torch.nn.Module")
+    named = list(trainable(model))
+    if not named:
+        raise TaskError(
+            f"task '{task.name}' fails at step 0: its model has no trainable parameters; make_model must return a "
+            "model with parameters whose requires_grad is True"
+        )
+    for name, param in named:
+        if hasattr(param, _USED):
+            raise TaskError(
+                f"task '{task.name}': make_model returned the parameter '{name}' a second time, so trials would train "
+                "each other's weights; build a new model, or copy.deepcopy the pretrained one, at each call"
+            )
+        setattr(param, _USED, True)
+    return model
+
+
 class Trial:
     """A trial under way. `advance` trains it to a rung; `result` says how it stands or ended."""
 
@@ -115,7 +149,7 @@ class Trial:
         with self._random.active(device):
             seed_torch(derive_seed(request.seed, Stream.INIT), device)
             try:
-                self._model = self._make_model()
+                self._model = new_model(task).to(device)
                 generator = torch.Generator().manual_seed(derive_seed(request.seed, Stream.DATA))
                 self._batches: Iterator[Batch] = iter(task.train_batches(generator))
             except AdamtuneError:
@@ -184,28 +218,6 @@ class Trial:
 
     def _reported(self) -> int:
         return sum(len(rung.train_losses) for rung in self._rungs)
-
-    def _make_model(self) -> nn.Module:
-        model = self._task.make_model()
-        if not isinstance(model, nn.Module):
-            raise TaskError(
-                f"task '{self._task.name}': make_model returned a {type(model).__name__}; "
-                "it must return a torch.nn.Module"
-            )
-        named = list(trainable(model))
-        if not named:
-            raise TaskError(
-                f"task '{self._task.name}' fails at step 0: its model has no trainable parameters; make_model must "
-                "return a model with parameters whose requires_grad is True"
-            )
-        for name, param in named:
-            if hasattr(param, "_adamtune_trained"):
-                raise TaskError(
-                    f"task '{self._task.name}': make_model returned the parameter '{name}' a second time, so trials "
-                    "would train each other's weights; build a new model, or copy.deepcopy the pretrained one"
-                )
-            param._adamtune_trained = True  # type: ignore[attr-defined]
-        return model.to(self._device)
 
     def _train_step(self) -> None:
         """One optimizer step: `accumulate` batches, backward, clip, update."""

@@ -1,0 +1,79 @@
+"""The application: its commands, and how every error becomes one sentence and an exit code.
+
+Command modules import only typer and `adamtune.errors` at the top, so that `--help` loads neither torch nor pandas nor
+optuna; each loads what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import Annotated, NoReturn
+
+import typer
+
+from adamtune import __version__
+from adamtune.cli.export import export
+from adamtune.cli.lr_find import lr_find
+from adamtune.cli.show import show
+from adamtune.cli.sweep import sweep
+from adamtune.errors import AdamtuneError, ExitCode
+
+app = typer.Typer(
+    name="adamtune",
+    help="Tune Adam for your own PyTorch model by measurement, and get back an optimizer recipe you can trust.",
+    no_args_is_help=True,
+    rich_markup_mode=None,  # typer's boxes cost more time than all else `--help` does together
+    pretty_exceptions_enable=False,
+)
+for command in (lr_find, sweep, show, export):
+    app.command(command.__name__.replace("_", "-"))(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"adamtune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error. May stand anywhere.")] = False,
+) -> None:
+    """Tune Adam for your own PyTorch model by measurement, and get back an optimizer recipe you can trust."""
+
+
+def main() -> NoReturn:
+    """Run the command line and exit."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    sys.exit(run(arguments, debug=len(arguments) < len(sys.argv) - 1))
+
+
+def run(arguments: list[str], debug: bool = False) -> int:
+    """Run one command; its exit code. Every error is told in one place, here."""
+    try:
+        code = app(arguments, prog_name="adamtune", standalone_mode=False)
+        return code if isinstance(code, int) else ExitCode.DONE
+    except typer.TyperException as error:  # a wrong option or argument
+        return _tell(error.format_message(), error.exit_code, debug)
+    except AdamtuneError as error:
+        return _tell(str(error), error.exit_code, debug)
+    except KeyboardInterrupt:
+        return _tell("interrupted", ExitCode.INTERRUPTED, debug)
+    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+        sys.stderr.close()
+        return ExitCode.FAILED
+    except Exception as error:  # every other exception is a bug of ours
+        text = f"adamtune has a bug here ({type(error).__name__}: {error}); run it again with --debug and report that"
+        return _tell(text, ExitCode.FAILED, debug)
+
+
+def _tell(message: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    if message:  # typer has none when it answers a bare `adamtune` with the help
+        typer.echo(f"adamtune: {message}", err=True)
+    return code

@@ -1,0 +1,84 @@
+"""`adamtune lr-find`: a learning rate for the full run, from a range test and short trials."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from adamtune.errors import ExitCode, InputError
+
+if TYPE_CHECKING:
+    from adamtune.lr_finder import LRFindResult
+
+
+def lr_find(
+    task: Annotated[str, typer.Argument(help="package.module:function or path/file.py:function", show_default=False)],
+    task_arg: Annotated[
+        list[str] | None, typer.Option(help="An argument of the task function, name=value. Repeatable.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Steps of the ramp.")] = 300,
+    start: Annotated[float, typer.Option(help="Learning rate at the start of the ramp.")] = 1e-6,
+    end: Annotated[float, typer.Option(help="Learning rate at its end.")] = 1e-1,
+    seeds: Annotated[int, typer.Option(help="Seeds of every measurement.")] = 3,
+    horizon: Annotated[
+        int | None, typer.Option(help="Steps of the run the learning rate is for; by default --steps.")
+    ] = None,
+    recipe: Annotated[Path | None, typer.Option(help="Recipe to find lr for; by default AdamW, cosine.")] = None,
+    no_refine: Annotated[bool, typer.Option("--no-refine", help="Only the range test.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    plot: Annotated[Path | None, typer.Option(help="Also write the curve as an HTML page here.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> int:
+    """Find the learning rate for a run of --horizon steps.
+
+    Example: adamtune lr-find adamtune.tasks.digits:task --horizon 300
+    """
+    arguments = parse_task_args(task_arg or [])
+    from adamtune.lr_finder import lr_find as find
+    from adamtune.recipe import load_recipe
+    from adamtune.report import terminal
+    from adamtune.report.lr_plot import lr_html_plot, lr_terminal_plot
+    from adamtune.rundir import write_atomically
+    from adamtune.task import load_task
+
+    base = load_recipe(recipe) if recipe else None
+    loaded = load_task(task, arguments)
+    with terminal.steps_progress(quiet=json) as on_steps:
+        result = find(
+            loaded,
+            steps=steps,
+            start=start,
+            end=end,
+            seeds=seeds,
+            horizon=horizon,
+            recipe=base,
+            refine=not no_refine,
+            device=device,
+            on_steps=on_steps,
+        )
+    if plot is not None:
+        write_atomically(plot, lr_html_plot(result))
+    if json:
+        terminal.print_json(result.to_dict())
+    else:
+        terminal.print_lr_find(result, lr_terminal_plot(result, width=terminal.width()))
+    return _exit_code(result)
+
+
+def parse_task_args(pairs: list[str]) -> dict[str, Any]:
+    """`name=value` pairs; values are read as YAML, so `3`, `1e-3`, `true` and `[1, 2]` have their types."""
+    from adamtune.yaml_text import parse
+
+    arguments: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise InputError(f"--task-arg {pair}: write it as name=value")
+        arguments[name] = parse(f"value: {value}", f"--task-arg {name}")["value"]
+    return arguments
+
+
+def _exit_code(result: LRFindResult) -> int:
+    return ExitCode.FAILED if result.suggestion is None else ExitCode.DONE

@@ -1,0 +1,61 @@
+"""`adamtune sweep`: from a spec to a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from adamtune.errors import ExitCode
+
+
+def sweep(
+    spec: Annotated[Path, typer.Argument(help="The spec, a YAML file; see configs/.", show_default=False)],
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Where to leave the results; by default runs/SPEC-N, the first N free.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Instead of the spec's seed.")] = None,
+    engine: Annotated[str | None, typer.Option(help="Instead of the spec's engine.")] = None,
+    storage: Annotated[str | None, typer.Option(help="Instead of the spec's storage: an Optuna URL.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; train nothing.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> int:
+    """Tune the recipe of a training run and write down the best, with the evidence.
+
+    Example: adamtune sweep configs/digits.yaml --run-dir runs/digits
+    """
+    given = {"seed": seed, "engine": engine, "storage": storage}
+    overrides: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    from adamtune.spec import load_spec
+
+    loaded = load_spec(spec, overrides)
+    from adamtune.plan import make_plan
+    from adamtune.report import terminal
+    from adamtune.sweep import sweep as run_sweep
+
+    if dry_run:
+        plan = make_plan(loaded)
+        if json:
+            terminal.print_json(terminal.plan_dict(plan))
+        else:
+            terminal.print_plan(plan, loaded.horizon)
+        return ExitCode.DONE
+    target = run_dir or next_run_dir(Path("runs"), spec.stem)
+    try:
+        with terminal.SweepScreen(target, quiet=json) as screen:
+            result = run_sweep(loaded, target, screen)
+    except KeyboardInterrupt:
+        typer.echo(f"adamtune: interrupted; the trials measured until now are in {target}", err=True)
+        return ExitCode.INTERRUPTED
+    if json:
+        terminal.print_json(result.to_dict())
+    else:
+        terminal.print_result(result.to_dict(), result.run_dir)
+    return ExitCode.DONE
+
+
+def next_run_dir(runs: Path, name: str) -> Path:
+    """`runs/NAME-N`, N one above the highest there."""
+    taken = [int(tail) for entry in runs.glob(f"{name}-*") if (tail := entry.name.removeprefix(f"{name}-")).isdigit()]
+    return runs / f"{name}-{max(taken, default=0) + 1}"

@@ -1,0 +1,202 @@
+"""The recipe as a Python module that needs torch only."""
+
+from __future__ import annotations
+
+import inspect
+import pprint
+from typing import Any
+
+from adamtune import groups
+from adamtune.recipe import GroupRule, Recipe, Schedule, WarmupSteps
+
+_CLASSES = {"adamw": "AdamW", "adam": "Adam", "sgd": "SGD"}
+
+
+def python_module(recipe: Recipe) -> str:
+    """Source of a module with `build_optimizer(model, total_steps)`, which builds what `Recipe.build` builds."""
+    by_kind = any(rule.match.kind for rule in recipe.groups)
+    parts = [
+        _header(recipe),
+        _imports(recipe, by_kind),
+        _constants(recipe),
+        _build(recipe),
+        _multiplier(recipe.schedule),
+    ]
+    if recipe.groups:
+        parts.append(_matching(by_kind))
+    if by_kind:
+        parts += [_CLASSES_BY_KIND, *(_source(part) for part in (groups.trainable, groups.kinds, groups._acts_as_norm))]
+    return "\n\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def _header(recipe: Recipe) -> str:
+    about = recipe.provenance
+    measured = ""
+    if about.get("default") is not None and about.get("recommended") is not None:
+        measured = (
+            f"\n\nMeasured by adamtune on {_plain(about.get('task'))}, {_plain(about.get('horizon'))} steps: "
+            f"{_plain(about.get('objective'))} {_plain(about['default'])} with the default recipe,\n"
+            f"{_plain(about['recommended'])} with this one (means over fresh seeds)."
+        )
+    clip = "\n        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)" if recipe.clip_norm else ""
+    if clip and recipe.precision == "fp16":
+        clip += "  # after scaler.unscale_(optimizer)"
+    return f'''"""Optimizer recipe, written by adamtune. Needs torch only.{measured}
+
+    optimizer, scheduler = build_optimizer(model, total_steps)
+    for batch in batches:
+        loss(model, batch).backward(){clip}
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+
+total_steps counts optimizer steps. Weight decay follows torch: each step shrinks a weight by lr * weight_decay.
+"""'''
+
+
+def _plain(value: Any) -> str:
+    """Text from a recipe file that is safe inside a docstring."""
+    return "".join(c for c in str(value) if c.isprintable() and c not in "\\\"'")
+
+
+def _imports(recipe: Recipe, by_kind: bool) -> str:
+    lines = ["from __future__ import annotations", ""]
+    if by_kind:
+        lines.append("import copy")
+    if recipe.schedule.kind == "cosine":
+        lines.append("import math")
+    if by_kind:
+        lines.append("from collections.abc import Iterator")
+    if recipe.groups:
+        lines.append("from fnmatch import fnmatchcase")
+    lines += ["", "import torch", "from torch import nn"]
+    if by_kind:
+        lines.append("from torch.nn.modules.batchnorm import _NormBase")
+    lines.append("from torch.optim.lr_scheduler import LambdaLR")
+    return "\n".join(lines).replace("\n\n\n", "\n\n")
+
+
+def _constants(recipe: Recipe) -> str:
+    lines = [
+        f"CLIP_NORM = {recipe.clip_norm!r}  # total L2 norm of the gradients; None: do not clip",
+        f"PRECISION = {recipe.precision!r}  # fp32, or torch.autocast in bf16 or fp16 (with a GradScaler)",
+        f"ACCUMULATE = {recipe.accumulate!r}  # batches whose mean gradient makes one optimizer step",
+    ]
+    if recipe.groups:
+        rules = [_rule(recipe, rule) for rule in recipe.groups]
+        lines += ["", "# The first rule that matches a parameter takes it; the others take the defaults below."]
+        lines.append(f"GROUPS = {pprint.pformat(rules, sort_dicts=False, width=100)}")
+    return "\n".join(lines)
+
+
+def _rule(recipe: Recipe, rule: GroupRule) -> dict[str, Any]:
+    settings: dict[str, Any] = {"name": rule.name}
+    if rule.match.kind:
+        settings["kind"] = list(rule.match.kind)
+    if rule.match.params:
+        settings["params"] = list(rule.match.params)
+    settings["settings"] = _settings(recipe, rule)
+    return settings
+
+
+def _settings(recipe: Recipe, rule: GroupRule | None) -> dict[str, Any]:
+    own_decay = rule.weight_decay if rule else None
+    own_eps = rule.eps if rule else None
+    shared = {
+        "lr": recipe.lr * (rule.lr_mult if rule else 1.0),
+        "weight_decay": recipe.weight_decay if own_decay is None else own_decay,
+    }
+    if recipe.optimizer == "sgd":
+        return shared | {"momentum": recipe.momentum}
+    betas = (rule.betas if rule else None) or recipe.betas
+    return shared | {"betas": betas, "eps": recipe.eps if own_eps is None else own_eps}
+
+
+def _build(recipe: Recipe) -> str:
+    optimizer = f"torch.optim.{_CLASSES[recipe.optimizer]}"
+    settings = _settings(recipe, None)
+    if recipe.groups:
+        grouped = "    groups = param_groups(model)"
+    else:
+        grouped = """    named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
+    groups = [{"name": "default", "params": named, **DEFAULT}]"""
+    return f'''DEFAULT = {settings!r}
+
+
+def build_optimizer(model: nn.Module, total_steps: int) -> tuple[torch.optim.Optimizer, LambdaLR]:
+    """Optimizer and scheduler for a run of total_steps optimizer steps; call scheduler.step() after every step."""
+{grouped}
+    optimizer = {optimizer}(groups, lr=DEFAULT["lr"])
+    return optimizer, LambdaLR(optimizer, lambda step: lr_multiplier(step, total_steps))'''
+
+
+def _multiplier(schedule: Schedule) -> str:
+    warmup = (
+        f"min({schedule.warmup.steps}, total_steps)"
+        if isinstance(schedule.warmup, WarmupSteps)
+        else f"round({schedule.warmup!r} * total_steps)"
+    )
+    match schedule.kind:
+        case "constant":
+            tail = "    return 1.0"
+        case "linear":
+            tail = f"    return 1.0 - (1.0 - {schedule.floor!r}) * progress"
+        case "cosine":
+            floor = schedule.floor
+            tail = f"    return {floor!r} + (1.0 - {floor!r}) * 0.5 * (1.0 + math.cos(math.pi * progress))"
+        case "step":
+            tail = (
+                f"    passed = sum(step >= fraction * total_steps for fraction in {schedule.milestones!r})\n"
+                f"    return max({schedule.floor!r}, {schedule.gamma!r}**passed)"
+            )
+    progress = "    progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))\n"
+    return f'''def lr_multiplier(step: int, total_steps: int) -> float:
+    """What lr is multiplied by at update `step`, from 0: linear warmup, then {schedule.kind}."""
+    warmup = {warmup}
+    if step < warmup:
+        return step / warmup
+{progress if schedule.kind in ("linear", "cosine") else ""}{tail}'''
+
+
+_CLASSES_BY_KIND = """NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+PROJECTIONS = (nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d)"""
+
+
+def _matching(by_kind: bool) -> str:
+    kind_of = "kinds(model)" if by_kind else "dict.fromkeys(name for name, _ in named)"
+    return f'''def param_groups(model: nn.Module) -> list[dict]:
+    """Every trainable parameter in exactly one group."""
+    named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
+    kind_of = {kind_of}
+    members = {{rule["name"]: [] for rule in GROUPS}} | {{"default": []}}
+    for name, param in named:
+        rule = next((rule for rule in GROUPS if takes(rule, name, kind_of[name])), {{"name": "default"}})
+        members[rule["name"]].append((name, param))
+    for rule in GROUPS:
+        if "params" in rule and not any(takes(rule, name, kind_of[name]) for name, _ in named):
+            raise ValueError(f"group {{rule['name']}}: {{rule['params']}} match no parameter of the model")
+    settings = {{rule["name"]: rule["settings"] for rule in GROUPS}} | {{"default": DEFAULT}}
+    return [{{"name": name, "params": owned, **settings[name]}} for name, owned in members.items() if owned]
+
+
+def takes(rule: dict, name: str, kind: str | None) -> bool:
+    """Whether a rule matches the parameter called `name`."""
+    return ("kind" not in rule or kind in rule["kind"]) and (
+        "params" not in rule or any(fnmatchcase(name, pattern) for pattern in rule["params"])
+    )'''
+
+
+def _source(part: Any) -> str:
+    """The very code adamtune classifies parameters with, under names that read well alone."""
+    text = inspect.getsource(part)
+    for ours, theirs in (
+        ("_acts_as_norm", "acts_as_norm"),
+        ("_NORMS", "NORMS"),
+        ("_EMBEDDINGS", "EMBEDDINGS"),
+        ("_PROJECTIONS", "PROJECTIONS"),
+        (" -> Kind:", " -> str:"),
+        ("dict[str, Kind]", "dict[str, str]"),
+    ):
+        text = text.replace(ours, theirs)
+    return text
