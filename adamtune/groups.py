@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import UninitializedParameter
 
 from adamtune.errors import Problem, RecipeError
 from adamtune.recipe import Betas, GroupRule, Kind, Match, Recipe
@@ -103,15 +104,19 @@ def _acts_as_norm(module: nn.Module) -> bool:
         return False
     if type(module).__module__.startswith("torch.nn.") or vectors[0].is_meta:
         return False
-    size, dtype, device = vectors[0].numel(), vectors[0].dtype, vectors[0].device
+    size = vectors[0].numel()
+    return any(_divides_out_scale(module, vectors[0], shape) for shape in ((4, 3, size), (4, size, 5, 5)))
+
+
+def _divides_out_scale(module: nn.Module, like: Tensor, shape: tuple[int, ...]) -> bool:
     try:
         probe = copy.deepcopy(module).train()
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             for param in probe.parameters():
                 param.fill_(1.0)
-            source = torch.randn(4, 3, size, generator=torch.Generator().manual_seed(0))
-            source = source.to(device, dtype)
-            small, large = probe(source), probe(source * 64)
+            source = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(like.device, like.dtype)
+            # forward(), not a call: the copy still has the owner's hooks.
+            small, large = probe.forward(source), probe.forward(source * 64)
             varies = small.std() > 1e-3
             return bool(varies and torch.allclose(small, large, rtol=1e-2, atol=1e-2))
     except Exception:  # whatever a stranger's module raises on such an input, it is then no plain norm layer
@@ -121,12 +126,16 @@ def _acts_as_norm(module: nn.Module) -> bool:
 def param_groups(recipe: Recipe, model: nn.Module) -> list[ParamGroup]:
     """The param groups `recipe` makes of `model`: one a rule that matches anything, in rule order, then `default`.
 
-    Raises `RecipeError` when the model has no trainable parameter, or when a rule with `params` patterns matches none
-    (a rule by kind alone may: not every model has embeddings).
+    Raises `RecipeError` when the model has no trainable parameter or an uninitialised one, or when a rule with `params`
+    patterns matches none (a rule by kind alone may: not every model has embeddings).
     """
     kind_of = kinds(model)
     if not kind_of:
         raise RecipeError("recipe", [Problem("", "the model has no trainable parameter, so there is nothing to tune")])
+    lazy = next((name for name, param in trainable(model) if isinstance(param, UninitializedParameter)), None)
+    if lazy is not None:
+        what = f"the lazy parameter '{lazy}' has no shape yet; run one batch through the model first"
+        raise RecipeError("recipe", [Problem("", what)])
     members: dict[str, list[tuple[str, nn.Parameter]]] = {rule.name: [] for rule in recipe.groups}
     members[DEFAULT] = []
     for name, param in trainable(model):

@@ -167,14 +167,12 @@ class Recipe(Frozen):
         return yaml_text.validate(cls, yaml_text.parse(text, source, RecipeError), source, RecipeError)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data in the order people read it, without the keys that say nothing here."""
+        """Plain data in the order people read it, without keys this optimizer or schedule ignores, left at default."""
         data: dict[str, Any] = self.model_dump(mode="json")
-        if self.optimizer != "sgd":
-            del data["momentum"]
-        else:
-            del data["betas"], data["eps"]
+        unused = ("betas", "eps") if self.optimizer == "sgd" else ("momentum",)
+        _drop_defaults(data, Recipe, unused)
         if self.schedule.kind != "step":
-            del data["schedule"]["milestones"], data["schedule"]["gamma"]
+            _drop_defaults(data["schedule"], Schedule, ("milestones", "gamma"))
         for rule in data["groups"]:
             rule["match"] = {key: value for key, value in rule["match"].items() if value is not None}
             for key in ("weight_decay", "betas", "eps"):
@@ -265,6 +263,13 @@ def load_recipe(path: str | Path) -> Recipe:
     """Read a recipe from a YAML file; raises `RecipeError` with every problem in it."""
     path = Path(path)
     return yaml_text.validate(Recipe, yaml_text.read(path, RecipeError), str(path), RecipeError)
+
+
+def _drop_defaults(data: dict[str, Any], model: type[Frozen], keys: tuple[str, ...]) -> None:
+    for key in keys:
+        default = model.model_fields[key].default
+        if data[key] == (list(default) if isinstance(default, tuple) else default):
+            del data[key]
 
 
 def _known(name: str, recipe: Recipe) -> str:

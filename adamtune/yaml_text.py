@@ -17,19 +17,37 @@ from adamtune.errors import DocumentError, Problem
 MAX_BYTES = 1_000_000  # a spec or recipe is a page of text; more is a mistake or an attack
 MAX_NODES = 100_000  # aliases can multiply a short text into gigabytes ("billion laughs")
 
+MAX_DEPTH = 40  # PyYAML's scanner takes time quadratic in the nesting
+
+# What PyYAML's constructors raise for a value that does not fit its tag (`!!float ''`), beside YAMLError.
+_MISFITS = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError)
+
 M = TypeVar("M", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
     """SafeLoader that reads `1e-8` as a float (as YAML 1.2 does) and refuses a key given twice."""
 
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Refuse a key given twice, before merges (`<<`) add the keys that may be overridden."""
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            key = str(key_node.value)
+            if key in seen:
+                what = f"the key '{key}' stands twice in one mapping; keep one of them"
+                raise yaml.constructor.ConstructorError(None, None, what, key_node.start_mark)
+            seen.add(key)
+        return node
+
 
 # YAML 1.1, which PyYAML follows, asks for a dot and a signed exponent, so `1e-8` and `2e-5` are strings there.
-_Loader.add_implicit_resolver(
+_FLOAT = (
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.[\d_]+)[eE][-+]?\d+$"),
+    re.compile(r"^[-+]?(\d[\d_]*(\.[\d_]*)?|\.[\d_]+)[eE][-+]?\d+$"),
     list("-+.0123456789"),
 )
+_Loader.add_implicit_resolver(*_FLOAT)
 
 
 def _construct_float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
@@ -40,21 +58,7 @@ def _construct_float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
         return yaml.SafeLoader.construct_yaml_float(loader, node)
 
 
-def _construct_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[str] = set()
-    for key_node, _ in node.value:
-        key = str(key_node.value)
-        if key in seen:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key '{key}' stands twice in one mapping; keep one of them", key_node.start_mark
-            )
-        seen.add(key)
-    loader.flatten_mapping(node)
-    return loader.construct_mapping(node, deep=True)
-
-
 _Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
-_Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -72,6 +76,7 @@ def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
 
 
 _Dumper.add_representer(float, _represent_float)
+_Dumper.add_implicit_resolver(*_FLOAT)  # so that a text which our loader would take for a float gets quotes
 
 
 def parse(text: str, source: str, error: type[DocumentError] = DocumentError) -> dict[str, Any]:
@@ -94,7 +99,7 @@ def parse(text: str, source: str, error: type[DocumentError] = DocumentError) ->
         raise refuse(where, f"not valid YAML: {problem.problem or problem.context}") from problem
     except yaml.YAMLError as problem:
         raise refuse("", f"not valid YAML: {' '.join(str(problem).split())}") from problem
-    except (ValueError, RecursionError, OverflowError, TypeError) as problem:
+    except _MISFITS as problem:
         raise refuse("", f"not readable as YAML: {problem}") from problem
     if data is None:
         raise refuse("", "empty; it needs at least the required keys")
@@ -110,12 +115,16 @@ def _bound_nodes(text: str) -> None:
     open_anchors: list[tuple[str | None, int]] = []
     for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.AliasEvent):
+            if any(event.anchor == anchor for anchor, _ in open_anchors):
+                raise ValueError(f"the value '&{event.anchor}' contains itself")
             total += weight.get(event.anchor or "", 1)
         elif isinstance(event, yaml.ScalarEvent):
             total += 1
         elif isinstance(event, yaml.CollectionStartEvent):
             total += 1
             open_anchors.append((event.anchor, total))
+            if len(open_anchors) > MAX_DEPTH:
+                raise ValueError(f"nested more than {MAX_DEPTH} deep")
         elif isinstance(event, yaml.CollectionEndEvent):
             anchor, before = open_anchors.pop()
             if anchor is not None:
@@ -179,8 +188,8 @@ def _real_path(data: Any, loc: Sequence[int | str]) -> list[int | str]:
         if inside:
             here = here[step]
             path.append(step)
-        elif index == len(loc) - 1 and isinstance(here, Mapping):
-            path.append(step)  # a missing key
+        elif index == len(loc) - 1 and isinstance(here, Mapping | list | tuple):
+            path.append(step)  # a missing key or entry
     return path
 
 

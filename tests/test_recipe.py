@@ -32,18 +32,18 @@ GROUPED = Recipe(
 )
 
 
+@settings(deadline=None)
 @given(recipes())
 def test_a_recipe_written_as_yaml_is_read_back_equal(recipe: Recipe) -> None:
     assert Recipe.from_yaml(recipe.to_yaml()) == recipe
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(recipes())
 def test_a_written_recipe_means_the_same_to_a_plain_yaml_reader(recipe: Recipe) -> None:
     assert Recipe.model_validate(yaml.safe_load(recipe.to_yaml())) == recipe
 
 
-@pytest.mark.xfail(strict=True, reason="to_dict leaves out what the optimizer or schedule does not use, set or not")
 @pytest.mark.parametrize(
     "recipe",
     [
@@ -108,10 +108,7 @@ GROUP = "groups: [{name: g, match: {kind: [bias]}, "
         ("betas: [0.9, 1]", "$.betas[1]", "below 1"),
         ("betas: [-0.1, 0.9]", "$.betas[0]", "at least 0"),
         ("betas: [0.9, 0.99, 0.999]", "$.betas", "at most 2"),
-        pytest.param(
-            *("betas: [0.9]", "$.betas[1]", "required"),
-            marks=pytest.mark.xfail(strict=True, reason="said of $.betas, as if it were missing altogether"),
-        ),
+        ("betas: [0.9]", "$.betas[1]", "required"),
         ("betas: 0.9", "$.betas", "a list"),
         ("eps: -1e-8", "$.eps", "at least 0"),
         ("weight_decay: -0.1", "$.weight_decay", "at least 0"),
@@ -183,7 +180,7 @@ def test_the_file_a_recipe_was_read_from_is_named(tmp_path: Path) -> None:
 FIELDS = [*Recipe.model_fields, *Schedule.model_fields, *GroupRule.model_fields, "params", "steps", "lrr", "bias"]
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from(FIELDS),
@@ -235,7 +232,7 @@ def test_each_knob_reads_the_field_it_names(knob: str, value: object) -> None:
     assert GROUPED.knobs()[knob] == value
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(recipes(), recipes(), st.data())
 def test_turning_one_knob_changes_that_knob_alone(recipe: Recipe, other: Recipe, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(recipe.knobs().keys() & other.knobs().keys())))
@@ -247,7 +244,7 @@ def test_turning_one_knob_changes_that_knob_alone(recipe: Recipe, other: Recipe,
     assert turned.with_knob(name, before) == recipe
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(recipes(), recipes())
 def test_turning_every_knob_that_differs_makes_one_recipe_the_other(one: Recipe, other: Recipe) -> None:
     other = other.model_copy(update={"groups": one.groups, "provenance": one.provenance})

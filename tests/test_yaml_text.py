@@ -71,12 +71,14 @@ def test_other_scalars_keep_their_type(text: str, value: object) -> None:
     assert type(loaded) is type(value)
 
 
+@settings(deadline=None)
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_a_float_of_any_size_is_read_as_itself_however_python_spells_it(number: float) -> None:
     for text in (f"{number!r}", f"{number:.17e}", f"{number:.17E}"):
         assert yaml_text.parse(f"x: {text}", "s") == {"x": number}
 
 
+@settings(deadline=None)
 @given(st.floats(allow_nan=False))
 def test_a_dumped_float_is_a_float_to_every_yaml_1_1_reader(number: float) -> None:
     text = yaml_text.dump({"x": number, "xs": [number]})
@@ -87,6 +89,7 @@ def test_a_dumped_float_is_a_float_to_every_yaml_1_1_reader(number: float) -> No
 TEXT = st.text(st.characters(codec="ascii", exclude_characters="eE"), max_size=8)  # floats as text: see below
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(
         TEXT,
@@ -105,7 +108,6 @@ def test_what_is_dumped_is_read_back_equal_and_in_order(data: dict[str, object])
     assert list(back) == list(data)
 
 
-@pytest.mark.xfail(strict=True, reason="the dumper does not know which strings our own loader takes for floats")
 @pytest.mark.parametrize("word", ["1e5", "2E-5", ".5e1", "1_0e2"])
 def test_a_string_that_looks_like_a_float_is_read_back_as_a_string(word: str) -> None:
     assert yaml_text.parse(yaml_text.dump({"x": word}), "s") == {"x": word}
@@ -125,7 +127,6 @@ def test_a_merged_key_may_be_overridden() -> None:
     assert yaml_text.parse("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\n", "s")["b"] == {"x": 3, "y": 2}
 
 
-@pytest.mark.xfail(strict=True, reason="flattening a merge in place makes an override look like a key given twice")
 def test_a_merge_of_a_merge_may_override_too() -> None:
     text = "a: &a {x: 1}\nb: &b {<<: *a, x: 2}\n<<: *b\n"
     assert yaml_text.parse(text, "s") == {"a": {"x": 1}, "b": {"x": 2}, "x": 2}
@@ -154,12 +155,10 @@ def test_a_text_larger_than_a_megabyte_is_refused_unread() -> None:
     assert seconds_to_refuse("x: " + "[" * yaml_text.MAX_BYTES) < 1.0
 
 
-@pytest.mark.xfail(strict=True, reason="PyYAML's scanner is slow on nesting, and nothing bounds the depth")
 def test_deep_nesting_is_refused_in_no_time() -> None:
     assert seconds_to_refuse("x: " + "[" * 1_500 + "]" * 1_500) < 0.5
 
 
-@pytest.mark.xfail(strict=True, reason="the float pattern can split a row of digits in two places and tries them all")
 def test_a_long_row_of_digits_is_read_in_no_time() -> None:
     start = time.process_time()
     yaml_text.parse("x: " + "1" * 16_000 + "x", "s")
@@ -187,13 +186,12 @@ def test_a_tag_that_would_run_code_is_refused(text: str) -> None:
     refusal(text)
 
 
-@pytest.mark.xfail(strict=True, reason="PyYAML's constructors raise IndexError, KeyError, AttributeError on these")
 @pytest.mark.parametrize("value", ["!!float ''", "!!int ''", "!!bool perhaps", "!!timestamp never"])
 def test_a_value_that_does_not_fit_its_tag_is_refused(value: str) -> None:
     refusal(f"x: {value}")
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.text(alphabet=st.sampled_from("ab1e-+._:[]{},#&*!|>'\"%?~<= \n\t\0é"), max_size=40))
 def test_any_text_is_a_mapping_or_a_document_error(text: str) -> None:
     try:

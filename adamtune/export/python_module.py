@@ -25,7 +25,13 @@ def python_module(recipe: Recipe) -> str:
     if recipe.groups:
         parts.append(_matching(by_kind))
     if by_kind:
-        parts += [_CLASSES_BY_KIND, *(_source(part) for part in (groups.trainable, groups.kinds, groups._acts_as_norm))]
+        parts += [
+            _CLASSES_BY_KIND,
+            *(
+                _source(part)
+                for part in (groups.trainable, groups.kinds, groups._acts_as_norm, groups._divides_out_scale)
+            ),
+        ]
     return "\n\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
@@ -69,7 +75,7 @@ def _imports(recipe: Recipe, by_kind: bool) -> str:
         lines.append("from collections.abc import Iterator")
     if recipe.groups:
         lines.append("from fnmatch import fnmatchcase")
-    lines += ["", "import torch", "from torch import nn"]
+    lines += ["", "import torch", "from torch import Tensor, nn" if by_kind else "from torch import nn"]
     if by_kind:
         lines.append("from torch.nn.modules.batchnorm import _NormBase")
     lines.append("from torch.optim.lr_scheduler import LambdaLR")
@@ -136,27 +142,32 @@ def _multiplier(schedule: Schedule) -> str:
         if isinstance(schedule.warmup, WarmupSteps)
         else f"round({schedule.warmup!r} * total_steps)"
     )
+    floor = repr(schedule.floor)
     match schedule.kind:
         case "constant":
-            tail = "    return 1.0"
+            tail = ["return 1.0"]
         case "linear":
-            tail = f"    return 1.0 - (1.0 - {schedule.floor!r}) * progress"
+            tail = [*_PROGRESS, f"return {floor} + (1.0 - {floor}) * ((span - done) / span)"]
         case "cosine":
-            floor = schedule.floor
-            tail = f"    return {floor!r} + (1.0 - {floor!r}) * 0.5 * (1.0 + math.cos(math.pi * progress))"
+            tail = [*_PROGRESS, f"return {floor} + (1.0 - {floor}) * 0.5 * (1.0 + math.cos(math.pi * (done / span)))"]
         case "step":
-            tail = (
-                f"    passed = sum(step >= fraction * total_steps for fraction in {schedule.milestones!r})\n"
-                f"    return max({schedule.floor!r}, {schedule.gamma!r}**passed)"
-            )
-    progress = "    progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))\n"
+            milestones = repr(schedule.milestones)
+            tail = [
+                f"passed = sum(step + 1e-9 >= fraction * total_steps for fraction in {milestones})",
+                f"return max({floor}, {schedule.gamma!r}**passed)",
+            ]
+    body = "\n    ".join([f"warmup = {warmup}", "if step < warmup:", "    return step / warmup", *tail])
     return f'''def lr_multiplier(step: int, total_steps: int) -> float:
     """What lr is multiplied by at update `step`, from 0: linear warmup, then {schedule.kind}."""
-    warmup = {warmup}
-    if step < warmup:
-        return step / warmup
-{progress if schedule.kind in ("linear", "cosine") else ""}{tail}'''
+    {body}'''
 
+
+_PROGRESS = (
+    "span = total_steps - warmup",
+    "if span == 0:",
+    "    return 1.0",
+    "done = min(step, total_steps) - warmup",
+)
 
 _CLASSES_BY_KIND = """NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
@@ -192,6 +203,7 @@ def _source(part: Any) -> str:
     text = inspect.getsource(part)
     for ours, theirs in (
         ("_acts_as_norm", "acts_as_norm"),
+        ("_divides_out_scale", "divides_out_scale"),
         ("_NORMS", "NORMS"),
         ("_EMBEDDINGS", "EMBEDDINGS"),
         ("_PROJECTIONS", "PROJECTIONS"),
