@@ -26,9 +26,7 @@ def multiplier(schedule: Schedule, step: int, total_steps: int) -> float:
     warmup = warmup_steps(schedule, total_steps)
     if step < warmup:
         return step / warmup
-    span = total_steps - warmup
-    if span == 0:
-        return 1.0
+    span = max(1, total_steps - warmup)
     done = min(step, total_steps) - warmup
     match schedule.kind:
         case "constant":
@@ -38,6 +36,5 @@ def multiplier(schedule: Schedule, step: int, total_steps: int) -> float:
         case "cosine":
             return schedule.floor + (1.0 - schedule.floor) * 0.5 * (1.0 + math.cos(math.pi * (done / span)))
         case "step":
-            # 1e-9: 0.55 * 100 is 55.00000000000001, and a milestone at step 55 is meant
-            passed = sum(step + 1e-9 >= fraction * total_steps for fraction in schedule.milestones)
+            passed = sum(step / total_steps >= fraction for fraction in schedule.milestones)
             return max(schedule.floor, schedule.gamma**passed)

@@ -35,7 +35,7 @@ def schedule_multiplier(schedule: Schedule, step: int, total: int) -> float:
     if schedule.kind == "step":
         eta = top
         for milestone in schedule.milestones:
-            if step >= milestone * total:
+            if step / total >= milestone:
                 eta *= schedule.gamma
         return max(eta, bottom)
     return top

@@ -153,7 +153,7 @@ def _multiplier(schedule: Schedule) -> str:
         case "step":
             milestones = repr(schedule.milestones)
             tail = [
-                f"passed = sum(step + 1e-9 >= fraction * total_steps for fraction in {milestones})",
+                f"passed = sum(step / total_steps >= fraction for fraction in {milestones})",
                 f"return max({floor}, {schedule.gamma!r}**passed)",
             ]
     body = "\n    ".join([f"warmup = {warmup}", "if step < warmup:", "    return step / warmup", *tail])
@@ -163,9 +163,7 @@ def _multiplier(schedule: Schedule) -> str:
 
 
 _PROGRESS = (
-    "span = total_steps - warmup",
-    "if span == 0:",
-    "    return 1.0",
+    "span = max(1, total_steps - warmup)",
     "done = min(step, total_steps) - warmup",
 )
 
