@@ -14,21 +14,49 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from adamtune.lr_finder import LRFindResult as LRFindResult
+    from adamtune.lr_finder import lr_find as lr_find
+    from adamtune.probe import AdamProbe as AdamProbe
     from adamtune.recipe import Recipe as Recipe
     from adamtune.recipe import load_recipe as load_recipe
+    from adamtune.spec import Spec as Spec
+    from adamtune.spec import load_spec as load_spec
+    from adamtune.sweeps import SweepResult as SweepResult
+    from adamtune.sweeps import sweep as sweep
+    from adamtune.task import Task as Task
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Recipe": "adamtune.recipe",
-    "load_recipe": "adamtune.recipe",
+    "AdamProbe": "probe",
+    "LRFindResult": "lr_finder",
+    "Recipe": "recipe",
+    "Spec": "spec",
+    "SweepResult": "sweeps",
+    "Task": "task",
+    "load_recipe": "recipe",
+    "load_spec": "spec",
+    "lr_find": "lr_finder",
+    "sweep": "sweeps",
 }
-__all__ = ["Recipe", "__version__", "load_recipe"]
+__all__ = [
+    "AdamProbe",
+    "LRFindResult",
+    "Recipe",
+    "Spec",
+    "SweepResult",
+    "Task",
+    "__version__",
+    "load_recipe",
+    "load_spec",
+    "lr_find",
+    "sweep",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+        return getattr(importlib.import_module(f"adamtune.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'adamtune' has no attribute '{name}'")
 
 

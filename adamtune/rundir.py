@@ -148,3 +148,10 @@ def finished_runs(folder: Path) -> list[Path]:
     """The runs in `folder` that have a result, oldest first."""
     results = sorted(folder.glob(f"*/{RESULT}"), key=lambda path: path.stat().st_mtime)
     return [path.parent for path in results]
+
+
+def next_run_dir(name: str) -> Path:
+    """`runs/NAME-N` below the working directory, N one above the highest there."""
+    runs = Path("runs")
+    tails = [entry.name.removeprefix(f"{name}-") for entry in runs.glob(f"{name}-*")]
+    return runs / f"{name}-{max((int(tail) for tail in tails if tail.isdigit()), default=0) + 1}"

@@ -32,7 +32,8 @@ def sweep(
     loaded = load_spec(spec, overrides)
     from adamtune.plan import make_plan
     from adamtune.report import terminal
-    from adamtune.sweep import sweep as run_sweep
+    from adamtune.rundir import next_run_dir
+    from adamtune.sweeps import sweep as run_sweep
 
     if dry_run:
         plan = make_plan(loaded)
@@ -41,7 +42,7 @@ def sweep(
         else:
             terminal.print_plan(plan, loaded.horizon)
         return ExitCode.DONE
-    target = run_dir or next_run_dir(Path("runs"), spec.stem)
+    target = run_dir or next_run_dir(spec.stem)
     try:
         with terminal.SweepScreen(target, quiet=json) as screen:
             result = run_sweep(loaded, target, screen)
@@ -53,9 +54,3 @@ def sweep(
     else:
         terminal.print_result(result.to_dict(), result.run_dir)
     return ExitCode.DONE
-
-
-def next_run_dir(runs: Path, name: str) -> Path:
-    """`runs/NAME-N`, N one above the highest there."""
-    taken = [int(tail) for entry in runs.glob(f"{name}-*") if (tail := entry.name.removeprefix(f"{name}-")).isdigit()]
-    return runs / f"{name}-{max(taken, default=0) + 1}"

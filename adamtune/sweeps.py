@@ -39,7 +39,7 @@ from adamtune.randomness import RandomState
 from adamtune.recipe import Recipe
 from adamtune.rundir import RunDir
 from adamtune.search import open_storage
-from adamtune.spec import Spec
+from adamtune.spec import Spec, load_spec
 from adamtune.stages.context import Budget, Seeds, StageAnswer, StageContext, TrialRecord
 from adamtune.task import Task, load_task
 from adamtune.trial import new_model
@@ -126,14 +126,19 @@ class _Notes(Progress):
         self._run.write(rundir.PROBE, _probe_table(self.records).to_csv(index=False))
 
 
-def sweep(spec: Spec, run_dir: Path, progress: Progress | None = None) -> SweepResult:
-    """Tune what `spec` says, leaving every file of the run in `run_dir`.
+def sweep(spec: Spec | str | Path, run_dir: str | Path | None = None, progress: Progress | None = None) -> SweepResult:
+    """Tune what `spec` (or the YAML file of that path) says, leaving every file of the run in `run_dir`.
+
+    Without a `run_dir` it is runs/NAME-N, the first N free. `progress` hears of everything as it happens.
 
     Raises `InputError` before anything is written when the spec, its task, device or directory cannot be used;
     `TaskError` when the task fails in training; `NothingLearned` when there is nothing to recommend. Whatever ends it,
     the trials measured until then are in the run directory.
     """
     began = time.monotonic()
+    name = "sweep" if isinstance(spec, Spec) else Path(spec).stem
+    run_dir = Path(run_dir) if run_dir is not None else rundir.next_run_dir(name)
+    spec = spec if isinstance(spec, Spec) else load_spec(Path(spec))
     task = load_task(spec.task.ref, spec.task.args)
     _check_objective(spec, task)
     device = pick_device(spec.device)
