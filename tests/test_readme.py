@@ -1,0 +1,65 @@
+"""The README's first hour, run as it stands there."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from adamtune.cli.app import run
+from adamtune.recipe import Recipe
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.M | re.S)
+
+
+def test_the_newcomers_task_and_spec_lead_to_a_recipe_that_builds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    task, exported_use, recipe_use = blocks("python")
+    (tmp_path / "my_task.py").write_text(task)
+    (tmp_path / "my_spec.yaml").write_text(next(text for text in blocks("yaml") if "my_task.py" in text))
+    commands = next(text for text in blocks("sh") if "my_spec.yaml" in text).splitlines()
+    for command in commands:
+        words = shlex.split(command, comments=True)
+        assert words[0] == "adamtune"
+        assert run(words[1:]) == 0, command
+
+    result = json.loads((tmp_path / "my_run" / "result.json").read_text())
+    assert result["recommended"]["mean"] < result["default"]["mean"]
+    made: dict[str, object] = {}
+    exec(task, made)
+    model = made["task"]().make_model()  # type: ignore[operator]
+    for code in (exported_use, recipe_use):
+        scope: dict[str, object] = {"model": model}
+        exec(code, scope)
+        groups = scope["optimizer"].param_groups  # type: ignore[attr-defined]
+        assert groups[-1]["initial_lr"] == result["recipe"]["lr"]
+
+
+def test_the_recipe_shown_is_one() -> None:
+    text = next(text for text in blocks("yaml") if text.startswith("version:"))
+    assert {rule.name for rule in Recipe.from_yaml(text).groups} == {"no_decay", "embedding", "head"}
+
+
+def test_every_command_is_in_the_readme() -> None:
+    from adamtune.cli.app import app
+
+    for command in app.registered_commands:
+        assert command.callback is not None
+        assert f"`adamtune {command.callback.__name__.replace('_', '-')} " in README
+        assert "Example: adamtune" in (command.callback.__doc__ or "")
+
+
+def test_the_shipped_default_recipe_is_the_default() -> None:
+    shipped = Path(__file__).parent.parent / "recipes" / "default.yaml"
+    assert Recipe.from_yaml(shipped.read_text()) == Recipe.default()
