@@ -37,6 +37,7 @@ from adamtune.plan import (
 )
 from adamtune.randomness import RandomState
 from adamtune.recipe import Recipe
+from adamtune.report.html import report_html
 from adamtune.rundir import RunDir
 from adamtune.search import open_storage
 from adamtune.spec import Spec, load_spec
@@ -161,6 +162,8 @@ def sweep(spec: Spec | str | Path, run_dir: str | Path | None = None, progress: 
             result = SweepResult(spec, recipe, conclusion, context.answers, context.budget.spent, seconds, run_dir)
             run.write(rundir.RECIPE, recipe.to_yaml())
             run.write_json(rundir.RESULT, result.to_dict())
+            notes.write_tables()  # the report reads them
+            run.write(rundir.REPORT, report_html(run.path))
             run.log(f"done: {context.budget.spent} steps in {seconds:.1f} s")
     return result
 

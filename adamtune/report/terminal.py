@@ -178,7 +178,7 @@ def print_result(result: Mapping[str, Any], run_dir: Path) -> None:
     out.print()
     objective = result["objective"]["name"]
     for name in ("default", "recommended"):
-        out.print(f"{name + ':':<13}{objective} {_with_interval(result[name])}", markup=False)
+        out.print(f"{name + ':':<13}{objective} {with_interval(result[name])}", markup=False)
     default, recommended = result["default"]["mean"], result["recommended"]["mean"]
     if default and recommended:
         out.print(f"{'ratio:':<13}{recommended / default:.3f}", markup=False)
@@ -186,7 +186,8 @@ def print_result(result: Mapping[str, Any], run_dir: Path) -> None:
     out.print(f"{'recipe:':<13}{run_dir / rundir.RECIPE}", markup=False)
 
 
-def _with_interval(measured: Mapping[str, Any]) -> str:
+def with_interval(measured: Mapping[str, Any]) -> str:
+    """Mean and interval of a `default` or `recommended` entry of result.json."""
     if measured["mean"] is None:
         return f"diverged on {measured['diverged']} of {measured['seeds']} fresh seeds"
     low, high = measured["ci95"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from optuna.storages import BaseStorage
 
-from adamtune.engines import Engine
+from adamtune.engines import Engine, TrialBatch
 from adamtune.errors import AdamtuneError
 from adamtune.evidence import Evidence, Verdict, weigh
 from adamtune.knobs import Knob
@@ -182,8 +182,8 @@ class StageContext:
             self.keep(stage, study.name, trial.number, result)
         return results
 
-    def open(self, requests: Sequence[TrialRequest]) -> Any:
-        """Trials without validation or study, such as the range test's; the caller must `keep` their results."""
+    def open(self, requests: Sequence[TrialRequest]) -> TrialBatch:
+        """Trials that are no race, such as the range test's; the caller tells the study and must `keep` the results."""
         self.budget.claim(sum(request.horizon for request in requests))
         return self._engine.open(requests)
 

@@ -45,7 +45,9 @@ def range_test(context: StageContext, recipe: Recipe, ramp: Ramp) -> RangeTest:
     a sixth of a decade at the default 60 steps a decade, which is within the smoothing. A seed stops when it diverges
     or its smoothed loss has climbed back all it had fallen, and as much again.
     """
-    requests = [TrialRequest(recipe, seed, ramp.steps, ramp) for seed in context.seeds.search]
+    study = context.study(NAME)
+    asked = study.ask({}, context.seeds.search, start=ramp.start, end=ramp.end)
+    requests = [TrialRequest(recipe, trial.seed, ramp.steps, ramp) for trial in asked]
     batch = context.open(requests)
     losses: list[list[float]] = [[] for _ in requests]
     window = smoothing_window(ramp)
@@ -57,10 +59,13 @@ def range_test(context: StageContext, recipe: Recipe, ramp: Ramp) -> RangeTest:
             if _climbed_back(smooth(losses[index], window)):
                 batch.prune(index)
     results = batch.results()
-    for result in results:
-        context.keep(NAME, "", result.request.seed, result)
+    for trial, result in zip(asked, results, strict=True):
+        study.tell(trial, result, result.train_losses[-1])
+        context.keep(NAME, study.name, trial.number, result)
     lrs = [ramp.lr_at(step) for step in range(ramp.steps)]
-    curve = read_curve(lrs, [result.train_losses for result in results], window)
+    # A step that fp16 skipped did not move the ramp, so the next loss stands at its place.
+    finite = [[loss for loss in result.train_losses if math.isfinite(loss)] for result in results]
+    curve = read_curve(lrs, finite, window)
     return RangeTest(ramp, curve, tuple(results))
 
 
