@@ -156,8 +156,8 @@ def _refuse_idle(rules: Sequence[GroupRule], kind_of: dict[str, Kind]) -> None:
     problems = [
         Problem(
             f"$.groups.{rule.name}.match",
-            f"params {list(rule.match.params)} match no parameter of the model, "
-            f"which has e.g. {', '.join(list(kind_of)[:4])}",
+            f"params {list(rule.match.params)}{' of kind ' + ' or '.join(rule.match.kind) if rule.match.kind else ''} "
+            f"match no parameter of the model, which has e.g. {', '.join(list(kind_of)[:4])}",
         )
         for rule in rules
         if rule.match.params and not any(_takes(rule.match, name, kind) for name, kind in kind_of.items())

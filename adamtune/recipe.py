@@ -11,7 +11,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    JsonValue,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from adamtune import yaml_text
 from adamtune.errors import Problem, RecipeError
@@ -129,7 +139,8 @@ class Recipe(Frozen):
     accumulate: Annotated[Whole, Field(ge=1)] = 1
     """Batches whose mean gradient makes one step."""
     switch: None = None
-    provenance: dict[str, Any] = Field(default_factory=dict)
+    provenance: dict[str, JsonValue] = Field(default_factory=dict)
+    """Where the recipe comes from: plain data, kept as it is."""
 
     @field_validator("version")
     @classmethod
@@ -169,6 +180,7 @@ class Recipe(Frozen):
     def to_dict(self) -> dict[str, Any]:
         """Plain data in the order people read it, without keys this optimizer or schedule ignores, left at default."""
         data: dict[str, Any] = self.model_dump(mode="json")
+        data["provenance"] = self.provenance  # pydantic's JSON has no infinity, YAML has
         unused = ("betas", "eps") if self.optimizer == "sgd" else ("momentum",)
         _drop_defaults(data, Recipe, unused)
         if self.schedule.kind != "step":

@@ -50,19 +50,14 @@ def group_rules(draw: st.DrawFn, params: Sequence[str], max_mult: float, min_eps
 
 @st.composite
 def schedules(draw: st.DrawFn) -> Schedule:
-    """Milestones and gamma at their defaults unless `step` uses them."""
-    kind = draw(st.sampled_from(["constant", "linear", "cosine", "step"]))
-    steps: dict[str, object] = {}
-    if kind == "step":
-        fractions = st.floats(0.0, 1.0, exclude_min=True, exclude_max=True)
-        steps["milestones"] = tuple(sorted(draw(st.lists(fractions, max_size=4, unique=True))))
-        steps["gamma"] = draw(st.floats(1e-6, 1.0))
+    fractions = st.floats(0.0, 1.0, exclude_min=True, exclude_max=True)
     return Schedule.model_validate(
         {
-            "kind": kind,
+            "kind": draw(st.sampled_from(["constant", "linear", "cosine", "step"])),
             "warmup": draw(floats(0.0, 1.0, below=True) | st.builds(WarmupSteps, steps=st.integers(0, 10_000))),
             "floor": draw(floats(0.0, 1.0)),
-            **steps,
+            "milestones": tuple(sorted(draw(st.lists(fractions, max_size=4, unique=True)))),
+            "gamma": draw(st.floats(1e-6, 1.0)),
         }
     )
 
@@ -83,27 +78,23 @@ def recipes(
     max_mult: float = 1e3,
     min_eps: float = 0.0,
 ) -> Recipe:
-    """A recipe whose `params` patterns are among those given; fields its optimizer does not use are at default.
+    """A recipe whose `params` patterns are among those given.
 
     To train with one, give the patterns of a model at hand and keep `max_lr` small and `min_eps` above zero.
     """
-    optimizer = draw(st.sampled_from(["adamw", "adam", "sgd"]))
-    own: dict[str, object] = (
-        {"momentum": draw(floats(0.0, 1.0, below=True))}
-        if optimizer == "sgd"
-        else {"betas": draw(betas()), "eps": draw(floats(min_eps, 1.0))}
-    )
     return Recipe.model_validate(
         {
-            "optimizer": optimizer,
+            "optimizer": draw(st.sampled_from(["adamw", "adam", "sgd"])),
             "lr": draw(st.floats(0.0, max_lr, exclude_min=True)),
+            "betas": draw(betas()),
+            "eps": draw(floats(min_eps, 1.0)),
             "weight_decay": draw(floats(0.0, 1.0)),
+            "momentum": draw(floats(0.0, 1.0, below=True)),
             "groups": draw(group_rules(params, max_mult, min_eps)),
             "schedule": draw(schedules()),
             "clip_norm": draw(st.none() | st.floats(0.0, 1e3, exclude_min=True)),
             "precision": draw(st.sampled_from(["fp32", "bf16", "fp16"])),
             "accumulate": draw(st.integers(1, 64)),
             "provenance": draw(_provenance()),
-            **own,
         }
     )

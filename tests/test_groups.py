@@ -46,6 +46,20 @@ class HandMadeLayerNorm(Vector):
         return (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + 1e-6) * self.gain + self.shift
 
 
+class FusedNorm(Vector):
+    """Refuses an input of another dtype than its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.layer_norm(x, (D,), self.gain)
+
+
+class BatchStatisticsNorm(Vector):
+    """Divides by what the batch shows while training, by a constant in evaluation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / (x.std(0, keepdim=True) if self.training else 1.0) * self.gain
+
+
 class CountingNorm(RMS):
     """Keeps a count in a buffer and draws random numbers, as batch statistics and stochastic layers do."""
 
@@ -209,7 +223,8 @@ def test_every_trainable_parameter_is_in_exactly_one_group(
         OnePlusRMS(-1.0),
         HandMadeLayerNorm(),
         RMS().half(),
-        RMS().eval(),
+        FusedNorm().bfloat16(),
+        BatchStatisticsNorm().eval(),
         RMS(size=700),
     ],
 )

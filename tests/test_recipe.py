@@ -299,7 +299,11 @@ def test_diff_shows_both_sides_and_none_where_a_group_is_missing() -> None:
         "groups.no_decay.lr_mult": (1.0, None),
         "groups.no_decay.weight_decay": (0.0, None),
     }
-    assert changed.diff(GROUPED)["lr"] == (0.1, 1e-3)
+    assert changed.diff(GROUPED) == {
+        "lr": (0.1, 1e-3),
+        "groups.no_decay.lr_mult": (None, 1.0),
+        "groups.no_decay.weight_decay": (None, 0.0),
+    }
     assert GROUPED.diff(GROUPED) == {}
 
 

@@ -48,7 +48,8 @@ def range_figure(
     if band:
         made.add_vrect(x0=band[0], x1=band[1], fillcolor="rgba(58,163,91,0.15)", line_width=0)
     finite = [loss for loss in (*curve["low"], *curve["high"]) if loss is not None and math.isfinite(loss)]
-    ends = [min(finite), max(finite)] if finite else [0.0, 1.0]
+    ends = [min(finite), 1.2 * max(finite[: len(lrs) // 10 + 1])] if finite else [0.0, 1.0]
+    made.update_yaxes(range=ends)  # from the start down: how high a diverging loss ends says nothing
     for rule, lr in suggestions.items():
         made.add_scatter(
             x=[lr, lr], y=ends, mode="lines", line={"dash": "dot", "color": _RULE_COLOURS.get(rule, _GREY)},

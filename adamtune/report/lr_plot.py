@@ -16,6 +16,9 @@ def lr_terminal_plot(result: LRFindResult, width: int, height: int = 20) -> str:
         for lr, loss in zip(result.curve.lrs, result.curve.losses, strict=True)
         if math.isfinite(loss)
     ]
+    # How high a diverging loss ends says nothing, and would flatten the rest.
+    while len(points) > 2 and points[-1][1] > points[0][1] + abs(points[0][1]):
+        points.pop()
     if len(points) < 2:
         return ""
     import plotext
