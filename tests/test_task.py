@@ -1,0 +1,431 @@
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, Sampler, TensorDataset, WeightedRandomSampler
+
+from adamtune.errors import ExitCode, InputError, TaskError, TaskReferenceError
+from adamtune.task import Task, TaskReference, batch_rows, batch_to, load_task
+
+ROWS = 12
+X = torch.arange(float(ROWS))[:, None]  # a row is known by its number
+Y = -X
+SOURCES: dict[str, Callable[[], Any]] = {
+    "tensors": lambda: (X, Y),
+    "a list of tensors": lambda: [X, Y],
+    "a dataset": lambda: TensorDataset(X, Y),
+    "a loader": lambda: DataLoader(TensorDataset(X, Y), batch_size=4, shuffle=True),
+}
+every_source = pytest.mark.parametrize("source", SOURCES)
+
+
+def supervised(train: Any, val: Any = (X, Y), **settings: Any) -> Task:
+    return Task.supervised(lambda: nn.Linear(1, 1), train, val, nn.functional.mse_loss, **{"batch_size": 4} | settings)
+
+
+def batches(task: Task, seed: int = 0) -> Iterator[Any]:
+    return iter(task.train_batches(torch.Generator().manual_seed(seed)))
+
+
+def take(task: Task, count: int, seed: int = 0) -> list[list[float]]:
+    """The row numbers of the first `count` batches."""
+    return [batch[0].flatten().tolist() for batch in itertools.islice(batches(task, seed), count)]
+
+
+def flat(taken: list[list[float]]) -> list[float]:
+    return list(itertools.chain.from_iterable(taken))
+
+
+# --- Task.supervised: training batches
+
+
+@every_source
+def test_the_same_seed_gives_the_same_batches_and_another_seed_others(source: str) -> None:
+    task = supervised(SOURCES[source]())
+    assert take(task, 9, seed=3) == take(task, 9, seed=3) == take(supervised(SOURCES[source]()), 9, seed=3)
+    assert take(task, 9, seed=3) != take(task, 9, seed=4)
+
+
+@every_source
+def test_batches_never_end_and_each_epoch_has_every_row_once_in_a_new_order(source: str) -> None:
+    taken = take(supervised(SOURCES[source]()), 60)
+    epochs = [flat(taken[at : at + 3]) for at in range(0, 60, 3)]
+    assert all(sorted(epoch) == X.flatten().tolist() for epoch in epochs)
+    assert len(set(map(tuple, epochs))) == len(epochs) == 20
+
+
+@every_source
+def test_shuffling_follows_the_trials_generator_alone(source: str) -> None:
+    task = supervised(SOURCES[source]())
+    expected = take(task, 6)
+    mine, other = batches(task), batches(task, seed=1)
+    taken = []
+    for _ in range(6):
+        torch.rand(3)
+        taken.append(next(mine)[0].flatten().tolist())
+        next(other)  # another trial on the same data takes its turn
+    assert taken == expected
+
+
+@every_source
+def test_inputs_and_targets_of_a_row_stay_together(source: str) -> None:
+    assert all(torch.equal(y, -x) for x, y in itertools.islice(batches(supervised(SOURCES[source]())), 7))
+
+
+@pytest.mark.parametrize("source", ["tensors", "a dataset"])
+def test_the_rest_of_an_epoch_too_small_for_a_batch_is_left_out(source: str) -> None:
+    taken = take(supervised(SOURCES[source](), batch_size=5), 4)
+    assert [len(rows) for rows in taken] == [5, 5, 5, 5]
+    assert len(set(taken[0] + taken[1])) == 10  # two batches an epoch, no row twice
+
+
+@pytest.mark.parametrize("source", ["tensors", "a dataset"])
+def test_data_of_fewer_rows_than_a_batch_are_one_batch(source: str) -> None:
+    assert [len(rows) for rows in take(supervised(SOURCES[source](), batch_size=100), 3)] == [ROWS] * 3
+
+
+def test_a_loader_keeps_its_batch_size_its_last_batch_and_its_collate_function() -> None:
+    def doubled(rows: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        return 2 * torch.stack([x for x, _ in rows]), torch.stack([y for _, y in rows])
+
+    data = TensorDataset(X, Y)
+    loader = DataLoader(data, batch_size=5, shuffle=True, collate_fn=doubled)
+    taken = take(supervised(loader, batch_size=3), 3)
+    assert [len(rows) for rows in taken] == [5, 5, 2]
+    assert sorted(flat(taken)) == (2 * X).flatten().tolist()
+    whole = DataLoader(data, batch_size=5, shuffle=True, drop_last=True)
+    assert [len(rows) for rows in take(supervised(whole), 3)] == [5, 5, 5]
+
+
+def test_a_loader_that_does_not_shuffle_keeps_its_order() -> None:
+    loader = DataLoader(TensorDataset(X, Y), batch_size=6)
+    assert take(supervised(loader), 4, seed=5) == [list(map(float, range(6))), list(map(float, range(6, 12)))] * 2
+
+
+class Backwards(Sampler[int]):
+    def __iter__(self) -> Iterator[int]:
+        return reversed(range(ROWS))
+
+    def __len__(self) -> int:
+        return ROWS
+
+
+def test_a_loader_keeps_a_sampler_of_its_own() -> None:
+    data = TensorDataset(X, Y)
+    assert take(supervised(DataLoader(data, batch_size=3, sampler=Backwards())), 2) == [[11, 10, 9], [8, 7, 6]]
+    pairs = DataLoader(data, batch_sampler=[[1, 2], [5, 7]])
+    assert take(supervised(pairs), 3) == [[1, 2], [5, 7], [1, 2]]
+    weighted = DataLoader(data, batch_size=8, sampler=WeightedRandomSampler([1.0] * 3 + [0.0] * 9, num_samples=40))
+    assert set(flat(take(supervised(weighted), 5))) == {0, 1, 2}
+
+
+def test_an_iterable_dataset_is_begun_again_when_it_ends() -> None:
+    class Stream(IterableDataset[tuple[Tensor, Tensor]]):
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            return zip(X, Y, strict=True)
+
+    taken = take(supervised(Stream(), batch_size=6), 4)
+    assert taken == [list(map(float, range(6))), list(map(float, range(6, 12)))] * 2
+
+
+def test_training_data_without_a_whole_batch_say_so() -> None:
+    loader = DataLoader(TensorDataset(X, Y), batch_size=50, shuffle=True, drop_last=True)
+    with pytest.raises(ValueError, match="smaller than one batch"):
+        next(batches(supervised(loader)))
+
+
+# --- Task.supervised: loss, metrics, validation
+
+
+def test_the_last_entry_of_a_batch_is_the_target_and_all_before_it_go_to_the_model() -> None:
+    class Sum(nn.Module):
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return a + 10 * b
+
+    def distance(output: Tensor, target: Tensor) -> Tensor:
+        return (output - target).mean()
+
+    data = (X, X + 1, X + 2)
+    task = Task.supervised(Sum, data, data, distance, batch_size=4, metrics={"halved": lambda o, t: distance(o, t) / 2})
+    batch = next(batches(task))
+    assert len(batch) == 3
+    expected = (batch[0] + 10 * batch[1] - batch[2]).mean()
+    assert task.loss(task.make_model(), batch) == expected
+    assert task.metrics["halved"](task.make_model(), batch) == expected / 2
+
+
+@every_source
+def test_validation_has_every_row_once_in_order_and_each_time_the_same(source: str) -> None:
+    given = SOURCES[source]() if source != "a loader" else DataLoader(TensorDataset(X, Y), batch_size=4)
+    task = supervised((X, Y), given)
+    for _ in range(2):
+        assert torch.equal(torch.cat([x for x, _ in task.val_batches()]), X)
+
+
+def test_validation_keeps_a_loaders_batch_size_and_a_short_last_batch() -> None:
+    task = supervised((X, Y), DataLoader(TensorDataset(X, Y), batch_size=5))
+    assert [len(x) for x, _ in task.val_batches()] == [5, 5, 2]
+
+
+def test_a_supervised_task_has_the_name_it_is_given() -> None:
+    assert supervised((X, Y)).name == "supervised"
+    assert supervised((X, Y), name="mine").name == "mine"
+
+
+# --- batches of any shape
+
+
+class Pair(NamedTuple):
+    left: Any
+    right: Any
+
+
+class Graph:
+    """A stranger's batch type with a `.to` of its own."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
+
+    def to(self, device: torch.device) -> Graph:
+        return Graph(device.type)
+
+
+def test_every_tensor_of_a_batch_moves_and_everything_else_stays_as_it_is() -> None:
+    batch = {"pair": Pair(X, [Y, "text"]), "deep": ((X, {"inner": Y}), 7), "none": None, "graph": Graph()}
+    moved = batch_to(batch, torch.device("meta"))
+    assert isinstance(moved["pair"], Pair)
+    assert isinstance(moved["pair"].right, list)
+    assert isinstance(moved["deep"], tuple)
+    tensors = [moved["pair"].left, moved["pair"].right[0], moved["deep"][0][0], moved["deep"][0][1]["inner"]]
+    assert [tensor.device.type for tensor in tensors] == ["meta"] * 4
+    assert (moved["pair"].right[1], moved["deep"][1], moved["none"]) == ("text", 7, None)
+    assert moved["graph"].device == "meta"
+    assert batch["pair"].left.device.type == "cpu"  # the caller's batch is left alone
+
+
+def test_a_batch_on_its_device_keeps_its_values() -> None:
+    moved = batch_to((X, {"y": Y}), torch.device("cpu"))
+    assert torch.equal(moved[0], X)
+    assert torch.equal(moved[1]["y"], Y)
+
+
+@pytest.mark.parametrize(
+    ("batch", "rows"),
+    [
+        (torch.zeros(5, 2), 5),
+        ((torch.zeros(5, 2), torch.zeros(7)), 5),
+        ([torch.zeros(0, 2)], 0),
+        (Pair("text", torch.zeros(6)), 6),
+        ({"id": 3, "x": torch.zeros(4, 1)}, 4),
+        ((3, [("a", None), {"x": [torch.zeros(8)]}], torch.zeros(2)), 8),
+        (((), {}, torch.zeros(9)), 9),
+        (torch.zeros(()), 1),
+        ("nothing to count", 1),
+        ((), 1),
+    ],
+)
+def test_a_batch_has_as_many_rows_as_its_first_tensor_is_long(batch: Any, rows: int) -> None:
+    assert batch_rows(batch) == rows
+
+
+# --- references
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty working directory; what is imported from it is forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", None) or "").startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+TASK_FILE = """\
+import torch
+from torch import nn
+from adamtune.task import Task
+
+def task(width=2, name="mine"):
+    data = (torch.zeros(8, width), torch.zeros(8, 1))
+    return Task.supervised(lambda: nn.Linear(width, 1), data, data, nn.functional.mse_loss, name=name)
+"""
+
+
+def test_a_reference_reads_back_as_it_is_written() -> None:
+    reference = TaskReference.parse("adamtune.tasks.digits:task")
+    assert reference == TaskReference("adamtune.tasks.digits", "task")
+    assert str(reference) == "adamtune.tasks.digits:task"
+
+
+@pytest.mark.parametrize("text", ["digits", "", ":task", "module:", "module:not-a-name", "module:two words"])
+def test_what_is_no_reference_is_refused_with_the_two_forms_there_are(text: str) -> None:
+    with pytest.raises(TaskReferenceError, match=r"no task reference; write package\.module:function or .*\.py:func"):
+        TaskReference.parse(text)
+
+
+@pytest.mark.parametrize("place", ["my-task", "folder/file", "file.py.txt/", "a..b"])
+def test_a_place_that_is_neither_module_nor_file_is_refused(place: str) -> None:
+    with pytest.raises(TaskReferenceError, match=f"'{place}' in .* is neither a module name nor a path"):
+        TaskReference.parse(f"{place}:task")
+
+
+def test_a_reference_error_is_the_users_to_mend() -> None:
+    with pytest.raises(InputError) as caught:
+        TaskReference.parse("nothing")
+    assert caught.value.exit_code == ExitCode.USAGE
+
+
+def test_a_missing_file_is_named_with_every_place_tried(folder: Path) -> None:
+    with pytest.raises(TaskReferenceError) as caught:
+        TaskReference.parse("sub/mine.py:task", [folder / "specs", folder / "shared"])
+    for place in ("specs", "shared", "."):
+        assert str(folder / place / "sub/mine.py") in str(caught.value)
+    with pytest.raises(TaskReferenceError) as caught:
+        TaskReference.parse("mine.py:task", [folder])
+    assert str(caught.value).count(str(folder / "mine.py")) == 1  # a place tried twice is said once
+
+
+def test_a_file_is_looked_for_in_the_given_folders_before_the_working_directory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("specs", "work"):
+        (folder / place).mkdir()
+        (folder / place / "mine.py").write_text(TASK_FILE.replace('"mine"', f'"{place}"'))
+    monkeypatch.chdir(folder / "work")
+    assert load_task(TaskReference.parse("mine.py:task")).name == "work"
+    near_the_spec = TaskReference.parse("mine.py:task", [folder / "none", folder / "specs"])
+    assert near_the_spec.place == str((folder / "specs/mine.py").resolve())
+    monkeypatch.chdir(folder)  # by now the reference means the same wherever one stands
+    assert load_task(near_the_spec).name == "specs"
+    assert load_task(f"{folder / 'work/mine.py'}:task").name == "work"
+
+
+def test_the_functions_arguments_are_the_specs(folder: Path) -> None:
+    (folder / "mine.py").write_text(TASK_FILE)
+    task = load_task("mine.py:task", {"width": 5, "name": "wide"})
+    assert task.name == "wide"
+    assert next(batches(task))[0].shape == (8, 5)
+
+
+def test_a_task_file_may_import_the_file_beside_it_and_use_dataclasses(folder: Path) -> None:
+    (folder / "tasks").mkdir()
+    (folder / "tasks/beside_it.py").write_text("NAME = 'from the neighbour'\n")
+    (folder / "tasks/with_neighbour.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom beside_it import NAME\n"
+        "@dataclass\nclass Options:\n    name: str = NAME\n"
+        f"{TASK_FILE}\ndef named():\n    return task(name=Options().name)\n"
+    )
+    assert load_task("tasks/with_neighbour.py:named").name == "from the neighbour"
+
+
+def test_a_module_is_found_in_the_working_directory(folder: Path) -> None:
+    (folder / "my_pack").mkdir()
+    (folder / "my_pack/__init__.py").touch()
+    (folder / "my_pack/work.py").write_text(TASK_FILE)
+    assert load_task("my_pack.work:task").name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("reference", "missing"),
+    [
+        ("no_such_pack:task", "no_such_pack"),
+        ("no_such_pack.deep:task", "no_such_pack"),
+        ("adamtune.tasks.no_such:task", "adamtune.tasks.no_such"),
+    ],
+)
+def test_a_module_that_is_not_there_is_named(folder: Path, reference: str, missing: str) -> None:
+    with pytest.raises(TaskReferenceError, match=f"{reference} does not import: there is no module '{missing}'"):
+        load_task(reference)
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("import no_such_helper", r"ModuleNotFoundError: No module named 'no_such_helper' \(mine\.py, line 2\)"),
+        ("1 / 0", r"ZeroDivisionError: division by zero \(mine\.py, line 2\)"),
+        ("def task(:", "SyntaxError"),
+    ],
+)
+@pytest.mark.parametrize("reference", ["mine.py:task", "mine:task"])
+def test_a_task_that_does_not_import_says_why_and_where(folder: Path, reference: str, line: str, what: str) -> None:
+    (folder / "mine.py").write_text(f"# a comment\n{line}\n")
+    with pytest.raises(TaskReferenceError, match=f"does not import: {what}"):
+        load_task(reference)
+
+
+def test_a_missing_function_is_told_with_the_nearest_name(folder: Path) -> None:
+    (folder / "mine.py").write_text("def make_task(): ...\ndef _private(): ...\ntask = 3\n")
+    with pytest.raises(TaskReferenceError, match=r"mine\.py has no function 'make_tusk'; did you mean 'make_task'\?"):
+        load_task("mine.py:make_tusk")
+    with pytest.raises(TaskReferenceError, match=r"has no function 'zzz'; known are: make_task$"):
+        load_task("mine.py:zzz")
+    with pytest.raises(TaskReferenceError, match="has no function 'task'"):  # it is there but cannot be called
+        load_task("mine.py:task")
+    (folder / "bare.py").write_text("task = 3\n")
+    with pytest.raises(TaskReferenceError, match="no functions at all"):
+        load_task("bare.py:task")
+
+
+@pytest.mark.parametrize("args", [{"wdith": 3}, {"width": 3, "depth": 1}])
+def test_arguments_the_function_does_not_take_are_told_with_those_it_takes(folder: Path, args: dict[str, Any]) -> None:
+    (folder / "mine.py").write_text(TASK_FILE)
+    with pytest.raises(TaskReferenceError, match=rf"'{list(args)[-1]}'; it takes: width, name$"):
+        load_task("mine.py:task", args)
+
+
+def test_a_missing_argument_is_named(folder: Path) -> None:
+    (folder / "mine.py").write_text("def task(root): ...\ndef bare(): ...\n")
+    with pytest.raises(TaskReferenceError, match="missing a required argument: 'root'; it takes: root"):
+        load_task("mine.py:task")
+    with pytest.raises(TaskReferenceError, match="it takes: none"):
+        load_task("mine.py:bare", {"root": 1})
+
+
+def test_a_function_that_returns_something_else_is_refused(folder: Path) -> None:
+    (folder / "mine.py").write_text("def task():\n    return {'name': 'mine'}\n")
+    with pytest.raises(TaskReferenceError, match=r"mine\.py:task returned a dict; it must return an adamtune\.Task"):
+        load_task("mine.py:task")
+
+
+def test_a_function_that_raises_is_a_task_error_with_file_and_line(folder: Path) -> None:
+    (folder / "mine.py").write_text("def deep():\n    raise OSError('no data here')\ndef task():\n    deep()\n")
+    with pytest.raises(TaskError, match=r"raised OSError: no data here \(mine\.py, line 2\) while making the task"):
+        load_task("mine.py:task")
+
+
+def test_a_type_error_inside_the_function_is_no_matter_of_its_arguments(folder: Path) -> None:
+    (folder / "mine.py").write_text("def task(size=1):\n    return len(size)\n")
+    with pytest.raises(TaskError, match=r"TypeError: .* \(mine\.py, line 2\)"):
+        load_task("mine.py:task", {"size": 3})
+
+
+def test_an_error_adamtune_raised_in_the_function_is_passed_on(folder: Path) -> None:
+    (folder / "mine.py").write_text(
+        "from adamtune.errors import TaskError\ndef task():\n    raise TaskError('mend this')\n"
+    )
+    with pytest.raises(TaskError, match=r"^mend this$"):
+        load_task("mine.py:task")
+
+
+def test_the_error_of_a_task_keeps_its_cause(folder: Path) -> None:
+    (folder / "mine.py").write_text("def task():\n    raise LookupError('cause')\n")
+    with pytest.raises(TaskError) as caught:
+        load_task("mine.py:task")
+    assert isinstance(caught.value.__cause__, LookupError)
+
+
+def test_two_task_files_of_one_name_in_different_folders_are_kept_apart(folder: Path) -> None:
+    for place in ("a", "b"):
+        (folder / place).mkdir()
+        (folder / place / "same.py").write_text(TASK_FILE.replace('"mine"', f'"{place}"'))
+    assert [load_task(f"{place}/same.py:task").name for place in ("a", "b", "a")] == ["a", "b", "a"]
