@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: test test-all lint sweep bench clean
+.PHONY: test test-all lint sweep bench bench-lr clean
 
 test: lint
 	$(BIN)/python -m pytest
@@ -21,6 +21,9 @@ sweep: .venv
 
 bench: .venv
 	$(BIN)/python -m benchmarks.startup
+
+bench-lr: .venv
+	$(BIN)/python -m benchmarks.lr_find
 
 .venv: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

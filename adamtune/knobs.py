@@ -60,8 +60,8 @@ class Knob:
 KNOBS = {
     knob.name: knob
     for knob in (
-        # The range test starts at 1e-6; above 1 Adam moves every weight by more than 1 a step.
-        Knob("lr", 1e-6, 1.0, Scale.LOG),
+        # Adam moves a weight by about lr a step, so the range must hold any scale a model's weights may have.
+        Knob("lr", 1e-7, 10.0, Scale.LOG),
         # AlgoPerf's AdamW space has 1 - beta1 in 0.02 .. 0.5 (Dahl et al. 2023).
         Knob("beta1", 0.5, 0.99, Scale.LOG_ONE_MINUS),
         # AlgoPerf's winning recipes had beta2 from 0.63 to 0.9988; torch's default is 0.999.

@@ -18,12 +18,17 @@ def lr_find(
     task_arg: Annotated[
         list[str] | None, typer.Option(help="An argument of the task function, name=value. Repeatable.")
     ] = None,
-    steps: Annotated[int, typer.Option(help="Steps of the ramp.")] = 300,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of the ramp on each seed; by default what the budget allows.")
+    ] = None,
     start: Annotated[float, typer.Option(help="Learning rate at the start of the ramp.")] = 1e-6,
     end: Annotated[float, typer.Option(help="Learning rate at its end.")] = 1e-1,
-    seeds: Annotated[int, typer.Option(help="Seeds of every measurement.")] = 3,
+    seeds: Annotated[int, typer.Option(help="Seeds of the ramp, at most.")] = 3,
     horizon: Annotated[
-        int | None, typer.Option(help="Steps of the run the learning rate is for; by default --steps.")
+        int | None, typer.Option(help="Steps of the run the learning rate is for; by default --steps, or 300.")
+    ] = None,
+    budget: Annotated[
+        int | None, typer.Option(help="Training steps to spend in all; by default --horizon, above 2,000 0.3 of it.")
     ] = None,
     recipe: Annotated[Path | None, typer.Option(help="Recipe to find lr for; by default AdamW, cosine.")] = None,
     no_refine: Annotated[bool, typer.Option("--no-refine", help="Only the range test.")] = False,
@@ -53,6 +58,7 @@ def lr_find(
             end=end,
             seeds=seeds,
             horizon=horizon,
+            budget=budget,
             recipe=base,
             refine=not no_refine,
             device=device,

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 _GREY = "#888888"  # for text and grid lines: readable on white and on black
 _BLUE, _ORANGE, _GREEN, _RED = "#4c8bf5", "#e8852c", "#3aa35b", "#d6455d"
-_RULE_COLOURS = {"steepest": _GREEN, "valley": "#a066d3", "minimum/10": _RED, "adamtune": _ORANGE}
+_RULE_COLOURS = {"steepest": _GREEN, "valley": "#a066d3", "minimum/10": _RED, "lowest": _BLUE, "adamtune": _ORANGE}
 
 
 def figure(x: str, y: str, log_x: bool = False, log_y: bool = False) -> go.Figure:

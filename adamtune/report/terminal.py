@@ -222,4 +222,7 @@ def print_lr_find(result: LRFindResult, plot: str) -> None:
     else:
         ending = f" ({result.status}: {result.reason})"
         out.print(f"{'suggestion:':<13}{result.suggestion:.3g} for {result.horizon} steps{ending}", markup=False)
+    if result.interval is not None:
+        low, high = result.interval
+        out.print(f"{'interval:':<13}{low:.2g} to {high:.2g}", markup=False)
     out.print(f"{'cost:':<13}{result.steps_used:,} training steps, {result.seconds:.0f} s", markup=False)

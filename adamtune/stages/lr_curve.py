@@ -40,7 +40,8 @@ class RangeCurve:
     band: tuple[float, float] | None
     """Learning rates between which the loss falls all the way; None unless status is ok."""
     suggestions: Mapping[str, float]
-    """By rule: `steepest` (slope against log lr), `valley` (fastai), `minimum/10`; empty unless status is ok."""
+    """By rule: `steepest` (slope against log lr), `valley` (fastai), `minimum/10`, and `lowest`, where the loss is lowest
+    once the lag of the smoothing is taken off; empty unless status is ok."""
 
 
 def smooth(losses: Sequence[float], window: float) -> list[float]:
@@ -96,6 +97,7 @@ def read_curve(lrs: Sequence[float], curves: Sequence[Sequence[float]], window: 
             "steepest": caused(min(range(len(slopes)), key=slopes.__getitem__)),
             "valley": caused(_valley(losses)),
             "minimum/10": caused(lowest) / 10,
+            "lowest": caused(lowest),
         },
     )
 

@@ -19,6 +19,9 @@ QUESTION = "Between which learning rates does the loss fall?"
 
 STEPS, START, END = 300, 1e-6, 1e-1
 
+FURTHEST = 10.0
+"""A loss that is still flat or falling at the end of the ramp is followed on, at the same pace, up to this lr."""
+
 _CHECK_EVERY = 10
 """Steps between looks at whether the ramp has gone far enough."""
 
@@ -43,8 +46,10 @@ def range_test(context: StageContext, recipe: Recipe, ramp: Ramp) -> RangeTest:
 
     Adam's moments run on through the ramp, as they would under any schedule: with beta1 = 0.9 they remember ten steps,
     a sixth of a decade at the default 60 steps a decade, which is within the smoothing. A seed stops when it diverges
-    or its smoothed loss has climbed back all it had fallen, and as much again.
+    or its smoothed loss has climbed back all it had fallen, and as much again; or at the end of the ramp, but a loss
+    that has not turned there by then is followed on to FURTHEST.
     """
+    asked_for, ramp = ramp.steps, _extended(ramp)
     study = context.study(NAME)
     asked = study.ask({}, context.seeds.search, start=ramp.start, end=ramp.end)
     requests = [TrialRequest(recipe, trial.seed, ramp.steps, ramp) for trial in asked]
@@ -56,7 +61,8 @@ def range_test(context: StageContext, recipe: Recipe, ramp: Ramp) -> RangeTest:
             if report is None:
                 continue
             losses[index].extend(report.train_losses)
-            if _climbed_back(smooth(losses[index], window)):
+            smoothed = smooth(losses[index], window)
+            if _climbed_back(smoothed) or (step >= asked_for and _turned(smoothed, window)):
                 batch.prune(index)
     results = batch.results()
     for trial, result in zip(asked, results, strict=True):
@@ -69,6 +75,22 @@ def range_test(context: StageContext, recipe: Recipe, ramp: Ramp) -> RangeTest:
     return RangeTest(ramp, curve, tuple(results))
 
 
+def _extended(ramp: Ramp) -> Ramp:
+    """The same ramp gone on at the same pace to FURTHEST."""
+    if ramp.end >= FURTHEST:
+        return ramp
+    pace = math.log(ramp.end / ramp.start) / max(1, ramp.steps - 1)
+    more = math.ceil(math.log(FURTHEST / ramp.end) / pace)
+    return Ramp(ramp.start, ramp.end * math.exp(more * pace), ramp.steps + more)
+
+
+def _turned(smoothed: list[float], window: float) -> bool:
+    """Whether the loss has fallen, and has not been falling any more for twice the smoothing window."""
+    lowest = smoothed.index(min(smoothed))
+    fell = max(smoothed[: lowest + 1]) - smoothed[lowest] > 0.05 * abs(smoothed[0])
+    return fell and len(smoothed) - lowest > 2 * window
+
+
 def _climbed_back(smoothed: list[float]) -> bool:
     lowest = min(smoothed)
     fall = max(smoothed[: smoothed.index(lowest) + 1]) - lowest
@@ -77,13 +99,13 @@ def _climbed_back(smoothed: list[float]) -> bool:
 
 def cost(spec: Spec) -> int:
     """Steps at most."""
-    return STEPS * spec.seeds
+    return 2 * STEPS * spec.seeds
 
 
 def run(context: StageContext, incumbent: Recipe) -> StageAnswer:
     """The range test over the default ramp; changes nothing. Raises `NothingLearned` when no loss is ever finite."""
     knob = context.spec.knob("lr")
-    ramp = Ramp(min(START, knob.low), max(END, min(knob.high, 1.0)), STEPS)
+    ramp = Ramp(max(START, knob.low), min(END, knob.high), STEPS)
     curve = range_test(context, incumbent, ramp).curve
     if curve.status is RangeStatus.DIVERGING and not curve.losses:
         raise NothingLearned(
