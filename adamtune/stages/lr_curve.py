@@ -40,8 +40,8 @@ class RangeCurve:
     band: tuple[float, float] | None
     """Learning rates between which the loss falls all the way; None unless status is ok."""
     suggestions: Mapping[str, float]
-    """By rule: `steepest` (slope against log lr), `valley` (fastai), `minimum/10`, and `lowest`, where the loss is lowest
-    once the lag of the smoothing is taken off; empty unless status is ok."""
+    """By rule: `steepest` (slope against log lr), `valley` (fastai), `minimum/10`, and `lowest`, where the loss is
+    lowest once the lag of the smoothing is taken off; empty unless status is ok."""
 
 
 def smooth(losses: Sequence[float], window: float) -> list[float]:
