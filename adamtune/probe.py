@@ -48,11 +48,14 @@ class AdamProbe:
         self._optimizer = optimizer
         self._every = every
         self._steps = 0
-        self._picked: dict[str, list[Tensor | None]] = {}
+        self._picked: dict[tuple[str, tuple[int, ...]], list[Tensor | None]] = {}
         self.records: list[tuple[int, Mapping[str, float]]] = []
 
-    def step(self) -> None:
-        """Count an optimizer step; at every N-th, append (step, record) to `records`."""
+    def step(self, *_: object) -> None:
+        """Count an optimizer step; at every N-th, append (step, record) to `records`.
+
+        Call it after `optimizer.step()`, or hook it in: `optimizer.register_step_post_hook(probe.step)`.
+        """
         self._steps += 1
         if self._steps % self._every == 0:
             self.records.append((self._steps, self.record()))
@@ -76,7 +79,7 @@ class AdamProbe:
     def _measure(self, name: str, group: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
         gradients = [param.grad for param in group["params"] if param.grad is not None]
         if gradients:
-            norms = torch.stack([torch.linalg.vector_norm(gradient.float()) for gradient in gradients])
+            norms = torch.stack([torch.linalg.vector_norm(_dense(gradient).float()) for gradient in gradients])
             yield "grad_norm", torch.linalg.vector_norm(norms)
         moments = self._moments(name, group)
         if moments is None:
@@ -93,26 +96,28 @@ class AdamProbe:
                 yield f"{statistic}/p{rank}", value
 
     def _moments(self, name: str, group: dict[str, Any]) -> _Moments | None:
-        stated = [(place, param) for place, param in enumerate(group["params"]) if self._has_state(param)]
+        stated = [param for param in group["params"] if self._has_state(param)]
         if not stated:
             return None
-        picked = self._picks(name, group["params"])
         beta1, beta2 = map(float, group["betas"])
         m_hats, roots = [], []
-        for place, param in stated:
+        for param, picked in zip(stated, self._picks(name, stated), strict=True):
             state = self._optimizer.state[param]
             second = state["max_exp_avg_sq"] if group.get("amsgrad") else state["exp_avg_sq"]
             t = float(state["step"])
-            m_hats.append(_pick(state["exp_avg"], picked[place]).float().abs() / (1 - beta1**t))
-            roots.append((_pick(second, picked[place]).float() / (1 - beta2**t)).sqrt())
+            m_hats.append(_pick(state["exp_avg"], picked).float().abs() / (1 - beta1**t))
+            roots.append((_pick(second, picked).float() / (1 - beta2**t)).sqrt())
         return _Moments(torch.cat(m_hats), torch.cat(roots), float(group["lr"]), float(group["eps"]))
 
     def _has_state(self, param: Tensor) -> bool:
         return "exp_avg" in self._optimizer.state.get(param, {})
 
     def _picks(self, name: str, params: Sequence[Tensor]) -> list[Tensor | None]:
-        """Which elements of each parameter to read; None for all. Drawn once, so that records compare."""
-        if name not in self._picked:
+        """Which elements of each parameter to read; None for all. Drawn once for the same parameters, so that records
+        compare.
+        """
+        key = (name, tuple(map(id, params)))
+        if key not in self._picked:
             sizes = torch.tensor([param.numel() for param in params])
             total = int(sizes.sum())
             picks: list[Tensor | None] = [None] * len(params)
@@ -125,8 +130,13 @@ class AdamProbe:
                     (drawn[owner == place] - (ends[place] - sizes[place])).to(param.device)
                     for place, param in enumerate(params)
                 ]
-            self._picked[name] = picks
-        return self._picked[name]
+            self._picked[key] = picks
+        return self._picked[key]
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    """The values of a sparse gradient, which hold all of its norm."""
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
 
 
 def _pick(tensor: Tensor, rows: Tensor | None) -> Tensor:

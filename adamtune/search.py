@@ -29,13 +29,6 @@ from adamtune.trial import Outcome, TrialResult
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # it prints a line a trial; ours is the only voice in the terminal
 
 _POINT = "point"
-_STATES = {
-    Outcome.COMPLETED: TrialState.COMPLETE,
-    Outcome.PRUNED: TrialState.PRUNED,
-    # Optuna has no word for divergence. PRUNED makes samplers hold the point for bad, FAIL would make them forget it.
-    Outcome.DIVERGED: TrialState.PRUNED,
-    Outcome.FAILED: TrialState.FAIL,
-}
 
 
 def open_storage(url: str | None, journal: Path) -> BaseStorage:
@@ -141,8 +134,9 @@ class KnobStudy:
         return asked
 
     def report(self, asked: Asked, step: int, value: float) -> None:
-        """Tell what a trial measured at a rung. Divergences are told by `tell`, not here."""
-        self._trials[asked.number].report(value, step)
+        """Tell what a trial measured at a rung; a value that is not finite counts as the worst there is."""
+        worst = math.inf if self._study.direction == StudyDirection.MINIMIZE else -math.inf
+        self._trials[asked.number].report(value if math.isfinite(value) else worst, step)
 
     def should_prune(self, asked: Asked) -> bool:
         """Whether to stop a trial at the rung it has just reported; ask once all have reported it."""
@@ -153,8 +147,11 @@ class KnobStudy:
         trial = self._trials.pop(asked.number)
         for key, attr in (("outcome", result.outcome), ("steps", result.steps), ("horizon", result.request.horizon)):
             trial.set_user_attr(key, attr)
-        completed = result.outcome is Outcome.COMPLETED
-        self._study.tell(trial, value if completed else None, state=_STATES[result.outcome])
+        if result.outcome is Outcome.COMPLETED and math.isfinite(value):
+            self._study.tell(trial, value, state=TrialState.COMPLETE)
+        else:
+            # Optuna knows no divergence. PRUNED makes samplers hold the point for bad; FAIL would make them forget it.
+            self._study.tell(trial, state=TrialState.FAIL if result.outcome is Outcome.FAILED else TrialState.PRUNED)
 
     def _distributions(self, values: Mapping[str, float] | None) -> dict[str, BaseDistribution]:
         """Wide enough for what is asked: an incumbent may lie outside the range that is searched."""

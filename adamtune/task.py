@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import inspect
 import os
 import sys
+import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +17,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from adamtune.errors import AdamtuneError, TaskError, TaskReferenceError
 from adamtune.yaml_text import nearest
+
+_STDLIB = Path(sysconfig.get_paths()["stdlib"])
 
 Batch = Any
 """A tensor, or tuples, lists and dicts of them; other values in it are passed on as they are."""
@@ -82,8 +86,8 @@ class Task:
 
 
 def _endless(data: Any, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
-    if isinstance(data, Sequence) and all(isinstance(item, Tensor) for item in data):
-        count = len(data[0])
+    if _is_tensors(data):
+        count = _rows(data)
         size = min(batch_size, count)
         while True:
             order = torch.randperm(count, generator=generator)
@@ -99,6 +103,17 @@ def _endless(data: Any, batch_size: int, generator: torch.Generator) -> Iterator
             raise ValueError("the training data gave no batch (is the dataset smaller than one batch?)")
 
 
+def _is_tensors(data: Any) -> bool:
+    return isinstance(data, Sequence) and all(isinstance(item, Tensor) for item in data)
+
+
+def _rows(data: Sequence[Tensor]) -> int:
+    lengths = [len(tensor) for tensor in data]
+    if not lengths or not lengths[0] or len(set(lengths)) > 1:
+        raise ValueError(f"the data tensors are empty or of unequal length: {lengths} rows")
+    return lengths[0]
+
+
 def _reseeded(data: Any, batch_size: int, generator: torch.Generator) -> DataLoader[Any]:
     """A DataLoader over `data` whose shuffling follows `generator`."""
     if not isinstance(data, DataLoader):
@@ -106,12 +121,17 @@ def _reseeded(data: Any, batch_size: int, generator: torch.Generator) -> DataLoa
             return DataLoader(data, batch_size=batch_size, generator=generator)
         size = min(batch_size, len(data))
         return DataLoader(data, batch_size=size, shuffle=True, drop_last=True, generator=generator)
-    if not isinstance(data.sampler, RandomSampler | SequentialSampler) or data.batch_size is None:
-        return data
+    if data.batch_size is None or isinstance(data.dataset, IterableDataset):  # a batch sampler, or no sampler at all
+        kept = copy.copy(data)
+        kept._iterator = None  # with persistent workers, trials would take each other's batches
+        return kept
+    sampler = copy.copy(data.sampler)
+    if hasattr(sampler, "generator"):
+        sampler.generator = generator
     return DataLoader(
         data.dataset,
         batch_size=data.batch_size,
-        shuffle=isinstance(data.sampler, RandomSampler),
+        sampler=sampler,
         drop_last=data.drop_last,
         collate_fn=data.collate_fn,
         num_workers=data.num_workers,
@@ -123,7 +143,8 @@ def _reseeded(data: Any, batch_size: int, generator: torch.Generator) -> DataLoa
 def _one_pass(data: Any, batch_size: int) -> Iterable[Batch]:
     if isinstance(data, DataLoader):
         return data
-    if isinstance(data, Sequence) and all(isinstance(item, Tensor) for item in data):
+    if _is_tensors(data):
+        _rows(data)
         size = max(batch_size, 256)  # no gradients are kept, so larger batches fit where training ones do
         return list(zip(*(torch.split(tensor, size) for tensor in data), strict=True))
     return DataLoader(data, batch_size=batch_size)
@@ -133,13 +154,17 @@ def batch_to(batch: Batch, device: torch.device) -> Batch:
     """The same batch with its tensors on `device`; named tuples, dicts and objects with `.to` keep their type."""
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
+    if hasattr(batch, "to"):  # a PackedSequence is a tuple too, and a BatchEncoding a mapping
+        return batch.to(device)
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(batch_to(item, device) for item in batch))
     if isinstance(batch, tuple | list):
         return type(batch)(batch_to(item, device) for item in batch)
     if isinstance(batch, dict):
-        return {key: batch_to(item, device) for key, item in batch.items()}
-    return batch.to(device) if hasattr(batch, "to") else batch
+        moved = copy.copy(batch)  # keeps the type: an OrderedDict, a defaultdict
+        moved.update({key: batch_to(item, device) for key, item in batch.items()})
+        return moved
+    return batch
 
 
 def batch_rows(batch: Batch) -> int:
@@ -204,8 +229,10 @@ def load_task(reference: TaskReference | str, args: Mapping[str, Any] | None = N
     args = dict(args or {})
     make = _function(reference)
     try:
-        signature = inspect.signature(make)
-        signature.bind(**args)
+        inspect.signature(make).bind(**args)
+    except ValueError:
+        what = f"{reference} is no function that adamtune can call: it has no signature"
+        raise TaskReferenceError(f"{what}; name a Python function that returns a Task") from None
     except TypeError as problem:
         takes = ", ".join(inspect.signature(make).parameters) or "none"
         raise TaskReferenceError(f"{reference} does not take these task args: {problem}; it takes: {takes}") from None
@@ -259,7 +286,8 @@ def describe_exception(problem: BaseException) -> str:
     while frame is not None:
         path = Path(frame.tb_frame.f_code.co_filename)
         own_library = path.is_relative_to(Path(__file__).parent) and path.parent.name != "tasks"
-        if "site-packages" not in path.parts and not own_library and path.suffix == ".py" and path.is_file():
+        library = own_library or "site-packages" in path.parts or path.is_relative_to(_STDLIB)
+        if not library and path.suffix == ".py" and path.is_file():
             place = f" ({path.name}, line {frame.tb_lineno})"
         frame = frame.tb_next
     text = " ".join(str(problem).split())

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from adamtune.divergence import DivergenceWatch, patience_for
 from adamtune.errors import AdamtuneError, TaskError
@@ -29,6 +31,13 @@ diverged trial has trained up to this many steps past its divergence, and they c
 
 _USED = "_adamtune_used"
 """Set on parameters that a trial trains. Copies of a parameter do not inherit it."""
+
+
+_HUGE = 1e10
+"""A model that raises while a parameter is beyond this has diverged; one that raises below has a bug."""
+
+_LEAST_SCALE = 2.0**-24
+"""A GradScaler that has come down to this from 65,536 has skipped forty updates on end: fp16 cannot train this."""
 
 
 class Outcome(StrEnum):
@@ -143,6 +152,7 @@ class Trial:
         self._losses: list[float] = []
         self._skipped: set[int] = set()
         self._seconds = 0.0
+        self._probed: Mapping[str, float] = {}
         self._watch = DivergenceWatch(patience_for(request.horizon))
         self._random = RandomState(derive_seed(request.seed, Stream.INIT))
         began = time.perf_counter()
@@ -156,21 +166,14 @@ class Trial:
                 raise
             except Exception as problem:
                 raise self._task_error("before training", problem) from problem
-        recipe = request.recipe
-        if request.ramp is None:
-            self._optimizer, self._scheduler = build(recipe, self._model, request.horizon)
-        else:
-            ramp = request.ramp
-            self._optimizer, self._scheduler = build_with(
-                recipe, self._model, lambda step: ramp.lr_at(step) / recipe.lr
-            )
+            self._optimizer, self._scheduler = self._build()
         self._params = [param for _, param in trainable(self._model)]
-        self._scaler = torch.amp.GradScaler(device.type) if recipe.precision == "fp16" else None
+        self._scaler = torch.amp.GradScaler(device.type) if request.recipe.precision == "fp16" else None
         self._probe = AdamProbe(self._optimizer, self._model) if request.probe else None
         self._seconds += time.perf_counter() - began
 
     def advance(self, to_step: int, evaluate: bool = True) -> RungReport | None:
-        """Train up to `to_step` steps in all, then evaluate; the report, or None when the trial has ended before.
+        """Train up to `to_step` steps in all, then evaluate; the report, or None when the trial has ended.
 
         A divergence ends the trial and is no error. What the task's own code raises is a `TaskError`, unless the
         parameters had already become non-finite: then that is how the divergence showed.
@@ -178,12 +181,14 @@ class Trial:
         if self.outcome is not None:
             return None
         began = time.perf_counter()
+        to_step = min(to_step, self.request.horizon)
         values: dict[str, float] = {}
+        self._probed = {}
         with self._random.active(self._device):
             try:
                 self._model.train()
                 while self.step < to_step and self.outcome is None:
-                    self._train_step()
+                    self._train_step(probe=self.step + 1 == to_step)
                     if len(self._unread) >= _INSPECT_EVERY or self.step == to_step:
                         self._inspect_losses()
                 if self.outcome is None and evaluate:
@@ -191,14 +196,17 @@ class Trial:
             except AdamtuneError:
                 raise
             except Exception as problem:
-                if self._finite_parameters():
-                    raise self._task_error(f"at training step {self.step + 1}", problem) from problem
-                self._diverge(self.step)
-        if self.outcome is None and not all(map(math.isfinite, values.values())):
-            self._diverge(self.step)
+                self._inspect_losses()
+                if self.outcome is None:
+                    if self._sound_parameters():
+                        when = "training step" if self.step < to_step else "the evaluation after training step"
+                        step = self.step + 1 if self.step < to_step else self.step
+                        raise self._task_error(f"at {when} {step}", problem) from problem
+                    self._diverge(max(0, self.step - 1))
+        if self.outcome is None and not math.isfinite(values.get("loss", 0.0)):
+            self._diverge(self.step - 1)
         losses = tuple(math.nan if at in self._skipped else loss for at, loss in enumerate(self._losses))
-        probe = self._probe.record() if self._probe and self.outcome is None else {}
-        report = RungReport(self.step, losses[self._reported() :], values, probe)
+        report = RungReport(self.step, losses[self._reported() :], values, {} if self.outcome else self._probed)
         self._rungs.append(report)
         if self.outcome is None and self.step >= self.request.horizon:
             self.outcome = Outcome.COMPLETED
@@ -219,11 +227,17 @@ class Trial:
     def _reported(self) -> int:
         return sum(len(rung.train_losses) for rung in self._rungs)
 
-    def _train_step(self) -> None:
-        """One optimizer step: `accumulate` batches, backward, clip, update."""
+    def _build(self) -> tuple[Optimizer, LRScheduler]:
+        recipe, ramp = self.request.recipe, self.request.ramp
+        if ramp is None:
+            return build(recipe, self._model, self.request.horizon)
+        return build_with(recipe, self._model, lambda step: ramp.lr_at(step) / recipe.lr)
+
+    def _train_step(self, probe: bool) -> None:
+        """One optimizer step: `accumulate` batches, backward, clip, update; then the probe, before lr moves on."""
         recipe = self.request.recipe
         seed_torch(derive_seed(self.request.seed, Stream.STEP, self.step), self._device)
-        self._optimizer.zero_grad(set_to_none=True)  # here, so that the probe finds the last gradients
+        self._optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self._device)
         for _ in range(recipe.accumulate):
             batch = batch_to(self._next_batch(), self._device)
@@ -233,7 +247,10 @@ class Trial:
             share = loss.reshape(()) / recipe.accumulate
             (self._scaler.scale(share) if self._scaler else share).backward()  # type: ignore[no-untyped-call]
             total = total + share.detach()
-        if self._update():
+        updated = self._update()
+        if probe and self._probe:
+            self._probed = self._probe.record()
+        if updated:
             self._scheduler.step()
         else:
             self._skipped.add(self.step)
@@ -254,6 +271,8 @@ class Trial:
         before = self._scaler.get_scale()
         self._scaler.step(self._optimizer)
         self._scaler.update()
+        if self._scaler.get_scale() < _LEAST_SCALE:
+            self._diverge(self.step)
         return self._scaler.get_scale() >= before
 
     def _next_batch(self) -> Batch:
@@ -279,7 +298,7 @@ class Trial:
             )
 
     def _inspect_losses(self) -> None:
-        for loss in torch.stack(self._unread).double().tolist():
+        for loss in torch.stack(self._unread).double().tolist() if self._unread else []:
             at = len(self._losses)
             self._losses.append(loss)
             if at not in self._skipped and self._watch.diverged(loss):
@@ -292,7 +311,12 @@ class Trial:
         self._message = f"diverged at step {step + 1}"
 
     def _evaluate(self) -> dict[str, float]:
-        seed_torch(derive_seed(self.request.seed, Stream.EVALUATION), self._device)
+        seed = derive_seed(self.request.seed, Stream.EVALUATION)
+        with RandomState(seed).active(self._device):  # the streams of training must not feel how often it is evaluated
+            seed_torch(seed, self._device)
+            return self._measure()
+
+    def _measure(self) -> dict[str, float]:
         measures = {"loss": self._task.loss, **self._task.metrics}
         sums = dict.fromkeys(measures, 0.0)
         rows = 0
@@ -318,8 +342,9 @@ class Trial:
             case "fp16":
                 return torch.autocast(self._device.type, torch.float16)
 
-    def _finite_parameters(self) -> bool:
-        return all(bool(torch.isfinite(param).all()) for param in self._params)
+    def _sound_parameters(self) -> bool:
+        """Whether no parameter is NaN, infinite, or so large that what it is multiplied with may overflow."""
+        return all(bool((param.detach().abs() < _HUGE).all()) for param in self._params)
 
     def _task_error(self, when: str, problem: Exception) -> TaskError:
         if isinstance(problem, torch.OutOfMemoryError):

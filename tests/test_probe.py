@@ -135,9 +135,13 @@ def test_there_is_nothing_to_record_before_the_first_step() -> None:
 
 def test_the_gradient_norm_is_that_of_the_gradients_that_are_there() -> None:
     one, other, without = (nn.Parameter(torch.zeros(2, dtype=dtype)) for dtype in (torch.float, torch.half, torch.half))
-    one.grad, other.grad = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0], dtype=torch.half)
+    one.grad, other.grad = torch.tensor([9e4, 0.0]), torch.tensor([0.0, 6e4], dtype=torch.half)
     record = AdamProbe(AdamW([one, other, without])).record()
-    assert record == {"group0/grad_norm": 5.0}
+    assert record == {"group0/grad_norm": pytest.approx(math.hypot(9e4, 6e4))}
+    one.grad = None
+    other.grad.fill_(6e4)  # whose norm fp16 cannot hold
+    record = AdamProbe(AdamW([one, other, without])).record()
+    assert record == {"group0/grad_norm": pytest.approx(math.hypot(6e4, 6e4))}
 
 
 def test_an_optimizer_without_adams_state_has_gradient_norms_only() -> None:

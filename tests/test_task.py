@@ -403,6 +403,11 @@ def test_a_function_that_raises_is_a_task_error_with_file_and_line(folder: Path)
         load_task("mine.py:task")
 
 
+def test_the_place_named_may_be_in_one_of_the_example_tasks() -> None:
+    with pytest.raises(TaskError, match=r"chars:task raised TypeError: .* \(chars\.py, line \d+\) while making"):
+        load_task("adamtune.tasks.chars:task", {"length": "a text"})
+
+
 def test_a_type_error_inside_the_function_is_no_matter_of_its_arguments(folder: Path) -> None:
     (folder / "mine.py").write_text("def task(size=1):\n    return len(size)\n")
     with pytest.raises(TaskError, match=r"TypeError: .* \(mine\.py, line 2\)"):

@@ -569,6 +569,15 @@ def test_evaluation_runs_without_dropout_and_gradients_and_training_goes_on_in_t
     assert values[-1]["half"] == pytest.approx(by_hand / 2)
 
 
+def test_what_evaluation_draws_depends_on_the_seed_and_not_on_the_rung_or_recipe() -> None:
+    def drawn(seed: int, lr: float) -> set[float]:
+        trial = start(replace(TASK, metrics={"noise": lambda model, x: torch.rand(())}), Recipe(lr=lr), seed=seed)
+        return {trial.advance(rung).values["noise"] for rung in (1, 2, 10)}
+
+    assert len(drawn(0, 1e-2)) == 1
+    assert drawn(0, 1e-2) == drawn(0, 1e-3) != drawn(1, 1e-2)
+
+
 # --- what the task does wrong is a TaskError that says where
 
 

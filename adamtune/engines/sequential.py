@@ -21,7 +21,8 @@ def cpu_threads() -> Iterator[None]:
     one, waiting for each other.
     """
     before = torch.get_num_threads()
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 1))
+    wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # OpenMP takes a list, one a nesting level
+    torch.set_num_threads(int(wanted) if wanted.isdigit() and int(wanted) else 1)
     try:
         yield
     finally:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+import shlex
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -11,137 +13,279 @@ from typing import Any
 import pandas as pd
 
 from adamtune import rundir
-from adamtune.plan import FINAL
-from adamtune.report.figures import lines_figure, range_figure, response_figure
+from adamtune.report.figures import (
+    DEPTH,
+    Line,
+    difference_figure,
+    lines_figure,
+    percentiles_figure,
+    range_figure,
+    response_figure,
+    values_figure,
+)
 from adamtune.report.page import page, paragraph, picture, table
-from adamtune.report.terminal import number, with_interval
 
 Result = Mapping[str, Any]
 
-_LINEAR_KNOBS = ("warmup",)
+_FINAL = "final"  # what plan.FINAL says; plan is not imported, because it brings torch along
+_PERCENTILES = {"p10": "dot", "p50": "solid", "p90": "dash"}
+_PROBED = {
+    "r": "r = |m_hat| / (sqrt(v_hat) + eps), the step of a parameter before lr",
+    "lr_r": "lr * r, the step a parameter makes",
+}
 
 
-def report_html(run: Path) -> str:
-    """The page of a finished run.
+def report_html(run_dir: Path) -> str:
+    """The page of a finished run. What the run did not ask or measure has no section.
 
     Raises `RunDirError` when the run has no result.
     """
-    result = rundir.read_result(run)
-    sections = [_answer(run, result)]
-    sections += [_stage(stage) for stage in result["stages"]]
-    trials = pd.read_csv(run / rundir.TRIALS)
-    final = trials[trials["stage"] == FINAL]
-    sections += [_curves(run, result, final), _probe(run, result, final), _reproduce(run)]
-    return page(f"adamtune: {result['task']['ref']}", sections)
+    result = rundir.read_result(run_dir)
+    final = _rows_of_final(run_dir, rundir.TRIALS)
+    sections = [
+        _answer(run_dir, result),
+        *[_stage(stage, result["objective"]) for stage in result["stages"]],
+        _learning_curves(run_dir, result, final),
+        _probe(run_dir, final),
+        _reproduce(run_dir),
+    ]
+    return page(f"adamtune: {result['task']['ref']}", [section for section in sections if section])
 
 
 def _answer(run: Path, result: Result) -> str:
-    default, recommended = result["default"], result["recommended"]
-    objective = result["objective"]["name"]
+    default, recommended, name = result["default"], result["recommended"], result["objective"]["name"]
+    better = "lower" if result["objective"]["direction"] == "minimize" else "higher"
     parts = [
-        paragraph(f"recommended: {objective} {with_interval(recommended)}", "answer"),
-        paragraph(f"default: {objective} {with_interval(default)}"),
+        paragraph(f"recommended: {name} {_with_interval(recommended)}", "answer"),
+        paragraph(f"default: {name} {_with_interval(default)}"),
+        paragraph(_comparison(result)),
+        paragraph(
+            f"After {result['horizon']:,} steps, on fresh seeds that no stage has seen; {better} is better, intervals "
+            f"are 95%. The sweep cost {result['steps_used']:,} training steps and {result['wall_seconds']:.0f} seconds."
+        ),
     ]
-    if default["mean"] and recommended["mean"]:
-        parts.append(paragraph(f"Ratio {recommended['mean'] / default['mean']:.3f}."))
-    cost = f"It cost {result['steps_used']:,} training steps and {result['wall_seconds']:.0f} seconds."
-    parts.append(paragraph(f"{cost} Both were measured on fresh seeds that no stage has seen; intervals are 95%."))
     changed = result["changed"]
     if changed:
-        rows = [[name, number(pair["default"]), number(pair["recommended"])] for name, pair in changed.items()]
-        parts.append(table(["knob", "default", "recommended"], rows))
+        rows = [[knob, _number(pair["default"]), _number(pair["recommended"])] for knob, pair in changed.items()]
+        parts.append(table(["changed knob", "default", "recommended"], rows))
     else:
         parts.append(paragraph("No knob was changed: nothing did better than the default by evidence."))
-    parts.append(f"<pre>{escape((run / rundir.RECIPE).read_text(encoding='utf-8'))}</pre>")
-    return "\n".join(parts)
+    return "\n".join([*parts, "<h3>Recipe</h3>", _file(run, rundir.RECIPE)])
 
 
-def _stage(stage: Mapping[str, Any]) -> str:
-    name, details = stage["stage"], stage["details"]
-    parts = [f"<h2>{escape(name)}: {escape(stage['verdict'])}</h2>", paragraph(stage["question"])]
-    parts.append(paragraph(stage["reason"]))
+def _comparison(result: Result) -> str:
+    default, recommended = result["default"]["mean"], result["recommended"]["mean"]
+    told = []
+    if default is not None and recommended is not None and default > 0 and recommended > 0:
+        told.append(f"ratio: {recommended / default:.3f}")
+    difference = result.get("difference")
+    if difference and difference["mean"] is not None:
+        told.append(f"difference by seed: {_interval(difference)}")
+    return "; ".join(told)
+
+
+def _stage(stage: Mapping[str, Any], objective: Mapping[str, str]) -> str:
+    details, evidence = stage["details"], stage["evidence"]
+    parts = [f"<h2>{escape(stage['stage'])}: {escape(stage['verdict'])}</h2>"]
+    parts += [paragraph(stage["question"]), paragraph(stage["reason"])]
+    before, after = _number(stage["before"]), _number(stage["after"])
     if stage["before"] is not None:
-        parts.append(paragraph(f"{number(stage['before'])} before, {number(stage['after'])} after."))
-    if "lrs" in details:
-        drawn = range_figure(details, details["band"], details["suggestions"])
-        parts.append(picture(drawn, "Training loss while lr rises; shaded green: the band where it falls."))
-    if "responses" in details:
-        drawn = response_figure(details["responses"], "learning rate", log_x=True)
-        parts.append(picture(drawn, "Mean validation result by lr; pruned and diverged ones have no point."))
-    if "values" in details:
-        response = {"lrs": details["values"], "scores": details["scores"], "horizon": "full-length trials, horizon"}
-        drawn = response_figure([response], name, name not in _LINEAR_KNOBS, details["incumbent_score"])
-        parts.append(picture(drawn, f"Mean result by {name} on the search seeds; pruned ones have no point."))
-    if stage["evidence"]:
-        evidence = stage["evidence"]
-        rows = [
-            [str(seed), number(here), number(there)]
-            for seed, here, there in zip(
-                evidence["seeds"], evidence["incumbent"], evidence["challenger"], strict=True
-            )
-        ]  # fmt: skip
-        parts.append(table(["confirmation seed", "incumbent", "challenger"], rows))
+        parts.append(paragraph(f"{before}, unchanged." if before == after else f"{before} before, {after} after."))
+    if details.get("lrs"):
+        parts.append(_range_picture(details))
+    if details.get("responses"):
+        parts.append(_response_picture(details["responses"], objective))
+    if details.get("values"):
+        parts.append(_values_picture(stage, objective))
+    if evidence:
+        parts.append(_evidence(evidence, objective))
     return "\n".join(parts)
 
 
-def _curves(run: Path, result: Result, final: pd.DataFrame) -> str:
+def _range_picture(details: Mapping[str, Any]) -> str:
+    drawn = range_figure(details, details["band"], details["suggestions"])
+    shaded = "; shaded green: the band where it falls; dotted: what each rule suggests" if details["band"] else ""
+    return picture(drawn, f"Training loss while lr rises, over all search seeds{shaded}.")
+
+
+def _response_picture(responses: Sequence[Mapping[str, Any]], objective: Mapping[str, str]) -> str:
+    shown = [dict(each, scores=_as_measured(each["scores"], objective)) for each in responses]
+    missing = [
+        f"{_number(lr)} ({each['horizon']} steps)"
+        for each in shown
+        for lr, score in zip(each["lrs"], each["scores"], strict=True)
+        if score is None
+    ]
+    caption = f"Mean validation {objective['name']} by lr, on the search seeds."
+    return picture(response_figure(shown, objective["name"]), caption + _without_score(missing))
+
+
+def _values_picture(stage: Mapping[str, Any], objective: Mapping[str, str]) -> str:
+    details, knob = stage["details"], stage["stage"]
+    scores = dict(zip(map(_number, details["values"]), _as_measured(details["scores"], objective), strict=True))
+    (own,) = _as_measured([details.get("incumbent_score")], objective)
+    drawn = values_figure(knob, objective["name"], scores, (_number(stage["before"]), own))
+    missing = [value for value, score in scores.items() if score is None]
+    if own is None:
+        missing.append(f"{_number(stage['before'])}, the incumbent's")
+    caption = f"Mean validation {objective['name']} by {knob}, on the search seeds."
+    return picture(drawn, caption + _without_score(missing))
+
+
+def _as_measured(scores: Sequence[float | None], objective: Mapping[str, str]) -> list[float | None]:
+    """Scores are written as losses, lower is better; here, in the objective's own sign."""
+    sign = 1.0 if objective["direction"] == "minimize" else -1.0
+    return [None if score is None else sign * score for score in scores]
+
+
+def _without_score(missing: Sequence[str]) -> str:
+    return f" No point, because pruned or diverged: {', '.join(missing)}." if missing else ""
+
+
+def _evidence(evidence: Mapping[str, Any], objective: Mapping[str, str]) -> str:
+    """The incumbent against the best candidate, on seeds that chose neither."""
+    rows, differences = [], []
+    for seed, here, there in zip(evidence["seeds"], evidence["incumbent"], evidence["challenger"], strict=True):
+        difference = None if here is None or there is None else there - here
+        rows.append([str(seed), _number(here), _number(there), _number(difference)])
+        differences += [] if difference is None else [difference]
+    parts = []
+    mean = evidence["difference"]["mean"]
+    if mean is not None:
+        better = "left" if objective["direction"] == "minimize" else "right"
+        caption = (
+            f"Paired difference {_interval(evidence['difference'])} over {len(differences)} confirmation seeds; "
+            f"{better} of zero the challenger is better."
+        )
+        drawn = difference_figure(objective["name"], differences, mean, evidence["difference"]["ci95"])
+        parts.append(picture(drawn, caption))
+    parts.append(table(["seed", "incumbent", "challenger", "difference"], rows))
+    return "\n".join(parts)
+
+
+def _learning_curves(run: Path, result: Result, final: pd.DataFrame) -> str:
     """Validation curves of the last comparison, default against recommended."""
-    curves = pd.read_csv(run / rundir.CURVES)
-    curves = curves[curves["stage"] == FINAL]
+    curves = _rows_of_final(run, rundir.CURVES)
     objective = result["objective"]["name"]
-    if final.empty or objective not in curves:
+    if final.empty or curves.empty or objective not in curves:
         return ""
-    default_trials = _trials_of(result, "default", final)
+    curves = curves.dropna(subset=[objective])
     lines = []
-    for trial, rows in curves.groupby("trial"):
-        is_default = trial in default_trials
-        name = "default" if is_default else "recommended"
-        lines.append((name, int(not is_default), rows["step"].tolist(), rows[objective].tolist()))
-    lines.sort(key=lambda line: line[1])
-    drawn = lines_figure("step", f"validation {objective}", lines, log_y=bool((curves[objective].dropna() > 0).all()))
-    return "<h2>Learning curves</h2>" + picture(drawn, "The last comparison, one line a fresh seed.")
+    for trial, name in _names_of_final(final).items():
+        rows = curves[curves["trial"] == trial]
+        lines.append(Line(name, rows["step"].tolist(), rows[objective].tolist(), int(name.startswith("recommended"))))
+    drawn = lines_figure("step", f"validation {objective}", lines)
+    diverged = int((final["outcome"] == "diverged").sum())
+    ends = f" {diverged} of {len(final)} diverged; their lines end there." if diverged else ""
+    return "<h2>Learning curves</h2>\n" + picture(drawn, f"The last comparison, one line for each fresh seed.{ends}")
 
 
-def _trials_of(result: Result, which: str, final: pd.DataFrame) -> set[int]:
-    """The final trials of the default recipe come first; those of another recommended one follow."""
-    ordered = final.sort_values("trial")["trial"].tolist()
-    count = result["default"]["seeds"]
-    return set(ordered[:count] if which == "default" else ordered[-count:])
+def _names_of_final(final: pd.DataFrame) -> dict[int, str]:
+    """Which recipe each trial of the last comparison trained: on every seed the default came first."""
+    names = {}
+    for _, rows in final.sort_values("trial").groupby("seed"):
+        roles = ["default", "recommended"] if len(rows) > 1 else ["default, which is also recommended"]
+        for role, trial, lr in zip(roles, rows["trial"], rows["lr"], strict=False):
+            names[int(trial)] = f"{role} (lr {lr:g})"
+    return names
 
 
-def _probe(run: Path, result: Result, final: pd.DataFrame) -> str:
-    """Adam's state over one final trial of the recommended recipe."""
-    probe = pd.read_csv(run / rundir.PROBE)
-    probe = probe[probe["stage"] == FINAL]
-    if final.empty or probe.empty:
+def _probe(run: Path, final: pd.DataFrame) -> str:
+    """Adam's state over one trial of the recommended recipe, the last of the last comparison that completed."""
+    probe = _rows_of_final(run, rundir.PROBE)
+    completed = final[final["outcome"] == "completed"] if not final.empty else final
+    if probe.empty or completed.empty:
         return ""
-    probe = probe[probe["trial"] == max(_trials_of(result, "recommended", final))]
-    parts = ["<h2>What Adam does inside</h2>"]
-    captions = {
-        "r": "r = |m_hat| / (sqrt(v_hat) + eps), the step before lr: 10th, 50th and 90th percentile by param group.",
-        "lr_r": "lr * r, the effective step of a parameter: the same percentiles.",
-    }
-    for statistic, caption in captions.items():
-        rows = probe[(probe["statistic"] == statistic) & (probe["value"] > 0)]
-        lines = [
-            (f"{group} {percentile}", number_of, part["step"].tolist(), part["value"].tolist())
-            for number_of, ((group, percentile), part) in enumerate(rows.groupby(["group", "percentile"]))
-        ]
-        if lines:
-            parts.append(picture(lines_figure("step", statistic, lines, log_y=True), caption))
-    return "\n".join(parts)
+    seed = completed.sort_values("trial").iloc[-1]
+    probe = probe[probe["trial"] == seed["trial"]]
+    pictures = [_probe_picture(probe, statistic) for statistic in _PROBED]
+    if not any(pictures):
+        return ""
+    told = paragraph(f"Percentiles of Adam's state by param group, over the recommended run on seed {seed['seed']}.")
+    return "\n".join(["<h2>Adam's state</h2>", told, *pictures])
+
+
+def _probe_picture(probe: pd.DataFrame, statistic: str) -> str:
+    probe = probe[(probe["statistic"] == statistic) & probe["percentile"].isin(list(_PERCENTILES))]
+    positive = probe[probe["value"] > 0]
+    if positive.empty:
+        return ""
+    lines = []
+    for colour, (group, own) in enumerate(positive.groupby("group"), start=1):
+        for percentile, rows in own.groupby("percentile"):
+            name, dash = f"{group} {percentile}", _PERCENTILES[str(percentile)]
+            lines.append(Line(name, rows["step"].tolist(), rows["value"].tolist(), colour, dash))
+    caption = f"{_PROBED[statistic]}: 10th, 50th and 90th percentile.{_unseen(probe)}"
+    return picture(percentiles_figure(statistic, lines), caption)
+
+
+def _unseen(probe: pd.DataFrame) -> str:
+    """What a log axis cannot show, in words."""
+    told = ""
+    largest = probe.groupby("step")["value"].max()
+    silent = largest[largest == 0].index.tolist()
+    if silent:
+        told += f" All are 0 at step {', '.join(map(str, silent))}."
+    rest = probe[~probe["step"].isin(silent)]
+    zeros = [
+        f"{group} {percentile} ({int((rows['value'] == 0).sum())} of {len(rows)} points)"
+        for (group, percentile), rows in rest.groupby(["group", "percentile"])
+        if (rows["value"] == 0).any()
+    ]
+    if zeros:
+        told += f" Zero, which a log axis cannot show: {', '.join(zeros)}."
+    lowest = rest["value"][rest["value"] > 0].min()
+    if lowest < largest.max() / DEPTH:
+        told += f" What leaves the plot below falls to {lowest:.2g}."
+    return told
 
 
 def _reproduce(run: Path) -> str:
-    environment = json.loads((run / rundir.ENVIRONMENT).read_text(encoding="utf-8"))
-    packages = ", ".join(f"{name} {version}" for name, version in environment.pop("packages", {}).items())
-    rows = [[key, " ".join(value) if isinstance(value, list) else str(value)] for key, value in environment.items()]
-    spec = (run / rundir.SPEC).read_text(encoding="utf-8")
-    return "\n".join(
-        [
-            "<h2>Environment and how to reproduce</h2>",
-            paragraph(f"adamtune sweep {run / rundir.SPEC} --run-dir a-new-folder"),
-            f"<pre>{escape(spec)}</pre>",
-            table(["", ""], [*rows, ["packages", packages]]),
+    parts = ["<h2>Environment and how to reproduce</h2>"]
+    command = f"adamtune sweep {shlex.quote(str(run / rundir.SPEC))} --run-dir a-new-folder"
+    parts += [f"<pre>{escape(command)}</pre>", f"<h3>{rundir.SPEC}</h3>", _file(run, rundir.SPEC)]
+    path = run / rundir.ENVIRONMENT
+    if path.exists():
+        environment = json.loads(path.read_text(encoding="utf-8"))
+        packages = environment.pop("packages", {})
+        environment["packages"] = [", ".join(f"{name} {version}" for name, version in packages.items())]
+        rows = [
+            [key, " ".join(map(str, value)) if isinstance(value, list) else str(value)]
+            for key, value in environment.items()
+            if value not in (None, "")
         ]
-    )
+        parts.append(table(["environment", "value"], rows))
+    return "\n".join(parts)
+
+
+def _file(run: Path, name: str) -> str:
+    path = run / name
+    return f"<pre>{escape(path.read_text(encoding='utf-8'))}</pre>" if path.exists() else ""
+
+
+def _rows_of_final(run: Path, name: str) -> pd.DataFrame:
+    """The rows of a table that belong to the last comparison; none when the run has no such table."""
+    path = run / name
+    if not path.exists():
+        return pd.DataFrame()
+    # Only an empty cell is missing: a param group may be called "NA".
+    rows = pd.read_csv(path, keep_default_na=False, na_values=[""], low_memory=False)
+    return rows[rows["stage"] == _FINAL]
+
+
+def _number(value: object) -> str:
+    """A value as people read it: numbers with four digits."""
+    if isinstance(value, float):
+        return f"{value:.4g}" if math.isfinite(value) else "-"
+    return "-" if value is None else str(value)
+
+
+def _interval(measured: Mapping[str, Any]) -> str:
+    low, high = measured["ci95"]
+    return f"{_number(measured['mean'])} [{_number(low)}, {_number(high)}]"
+
+
+def _with_interval(measured: Mapping[str, Any]) -> str:
+    if measured["mean"] is None:
+        return f"diverged on {measured['diverged']} of {measured['seeds']} fresh seeds"
+    return f"{_interval(measured)} over {measured['seeds']} fresh seeds"

@@ -60,13 +60,15 @@ def range_test(context: StageContext, recipe: Recipe, ramp: Ramp) -> RangeTest:
         for index, report in enumerate(batch.advance(min(step, ramp.steps), evaluate=False)):
             if report is None:
                 continue
-            losses[index].extend(report.train_losses)
+            losses[index].extend(filter(math.isfinite, report.train_losses))  # fp16 skips a step now and then
+            if not losses[index]:
+                continue
             smoothed = smooth(losses[index], window)
             if _climbed_back(smoothed) or (step >= asked_for and _turned(smoothed, window)):
                 batch.prune(index)
     results = batch.results()
     for trial, result in zip(asked, results, strict=True):
-        study.tell(trial, result, result.train_losses[-1])
+        study.tell(trial, result, result.train_losses[-1] if result.train_losses else math.nan)
         context.keep(NAME, study.name, trial.number, result)
     lrs = [ramp.lr_at(step) for step in range(ramp.steps)]
     # A step that fp16 skipped did not move the ramp, so the next loss stands at its place.

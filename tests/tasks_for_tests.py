@@ -1,0 +1,89 @@
+"""Toy tasks that train in milliseconds, and tasks that fail in every way a stranger's may."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from adamtune import Task
+
+
+def _rows() -> tuple[Tensor, Tensor]:
+    """Separable but for one row in ten, whose class is turned over."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(256, 8, generator=generator)
+    y = (x @ torch.randn(8, generator=generator) > 0) ^ (torch.rand(256, generator=generator) < 0.1)
+    return x, y.long()
+
+
+def separable(pause: float = 0.0) -> Task:
+    """Logistic regression; `pause` seconds before every batch."""
+    x, y = _rows()
+    task = Task.supervised(
+        make_model=lambda: nn.Linear(8, 2),
+        train_data=(x[:128], y[:128]),
+        val_data=(x[128:], y[128:]),
+        loss_fn=functional.cross_entropy,
+        batch_size=16,
+        name="separable",
+        metrics={"accuracy": lambda output, target: (output.argmax(1) == target).float().mean()},
+    )
+
+    def slowly(generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in task.train_batches(generator):
+            time.sleep(pause)
+            yield batch
+
+    return replace(task, train_batches=slowly) if pause else task
+
+
+def nan() -> Task:
+    """No loss is ever finite."""
+    return replace(separable(), loss=lambda model, batch: model(batch[0]).sum() * float("nan"))
+
+
+def exploding() -> Task:
+    """Diverges at every learning rate: each batch is ten times the one before."""
+    task = separable()
+
+    def batches(generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        for k, (x, y) in enumerate(task.train_batches(generator)):
+            yield x * 10.0**k, y
+
+    return replace(task, train_batches=batches)
+
+
+def raising(after: int = 0) -> Task:
+    """Its loss raises once it has been computed `after` times, over all trials together."""
+    task, calls = separable(), itertools.count()
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        if next(calls) >= after:
+            raise ValueError("the toy broke")
+        return task.loss(model, batch)
+
+    return replace(task, loss=loss)
+
+
+def ending() -> Task:
+    """Gives three batches and no more."""
+    task = separable()
+    return replace(task, train_batches=lambda generator: itertools.islice(task.train_batches(generator), 3))
+
+
+def vector_loss() -> Task:
+    return replace(separable(), loss=lambda model, batch: model(batch[0]).pow(2).mean(1))
+
+
+def no_parameters() -> Task:
+    return replace(separable(), make_model=nn.Flatten)
+
+
+def no_task() -> str:
+    return "no task"
