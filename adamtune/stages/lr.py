@@ -143,7 +143,7 @@ def around(context: StageContext, incumbent: Recipe) -> list[float]:
     band = found.details["band"] if found else None
     low, high = band or (incumbent.lr / 10, incumbent.lr * 10)
     knob = context.spec.knob("lr")
-    return spread(max(knob.low, low), max(knob.low, min(knob.high, high)), COARSE)
+    return sorted({knob.clip(lr) for lr in spread(knob.clip(low), knob.clip(high), COARSE)})
 
 
 def cost(spec: Spec) -> int:
