@@ -10,12 +10,10 @@ from adamtune.errors import InputError, NothingLearned
 from adamtune.evidence import Evidence, Interval, Verdict, interval, weigh
 from adamtune.groups import ParamGroup
 from adamtune.recipe import Recipe
+from adamtune.rundir import FINAL
 from adamtune.spec import FRESH_SEEDS, Spec, StageName
 from adamtune.stages import REGISTRY
 from adamtune.stages.context import BudgetSpent, StageAnswer, StageContext, TrialRecord
-
-FINAL = "final"
-"""The name trials of the last comparison go by."""
 
 _FULL_TRIALS_FOR: dict[StageName, int] = {"lr_range": 0, "lr": 0, "eps": 25, "beta2": 40, "warmup": 40}
 """How many full trials must be affordable before `auto` asks a stage: lr alone under ten, eps from 25, beta2 with many

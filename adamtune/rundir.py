@@ -27,6 +27,9 @@ RESULT = "result.json"
 REPORT = "report.html"
 LOG = "log.txt"
 
+FINAL = "final"
+"""The stage that the trials of the last comparison go by in the tables."""
+
 _LOCK = ".lock"
 
 

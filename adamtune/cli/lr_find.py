@@ -44,13 +44,14 @@ def lr_find(
     from adamtune.lr_finder import lr_find as find
     from adamtune.recipe import load_recipe
     from adamtune.report import terminal
+    from adamtune.report.live import steps_progress
     from adamtune.report.lr_plot import lr_html_plot, lr_terminal_plot
     from adamtune.rundir import write_atomically
     from adamtune.task import load_task
 
     base = load_recipe(recipe) if recipe else None
     loaded = load_task(task, arguments)
-    with terminal.steps_progress(quiet=json) as on_steps:
+    with steps_progress(quiet=json) as on_steps:
         result = find(
             loaded,
             steps=steps,

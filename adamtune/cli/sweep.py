@@ -32,6 +32,7 @@ def sweep(
     loaded = load_spec(spec, overrides)
     from adamtune.plan import make_plan
     from adamtune.report import terminal
+    from adamtune.report.live import SweepScreen
     from adamtune.rundir import next_run_dir
     from adamtune.sweeps import sweep as run_sweep
 
@@ -44,7 +45,7 @@ def sweep(
         return ExitCode.DONE
     target = run_dir or next_run_dir(spec.stem)
     try:
-        with terminal.SweepScreen(target, quiet=json) as screen:
+        with SweepScreen(target, quiet=json) as screen:
             result = run_sweep(loaded, target, screen)
     except KeyboardInterrupt:
         typer.echo(f"adamtune: interrupted; the trials measured until now are in {target}", err=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -24,10 +23,10 @@ from adamtune.report.figures import (
     values_figure,
 )
 from adamtune.report.page import page, paragraph, picture, table
+from adamtune.report.wording import number, with_bounds, with_interval
 
 Result = Mapping[str, Any]
 
-_FINAL = "final"  # what plan.FINAL says; plan is not imported, because it brings torch along
 _PERCENTILES = {"p10": "dot", "p50": "solid", "p90": "dash"}
 _PROBED = {
     "r": "r = |m_hat| / (sqrt(v_hat) + eps), the step of a parameter before lr",
@@ -56,8 +55,8 @@ def _answer(run: Path, result: Result) -> str:
     default, recommended, name = result["default"], result["recommended"], result["objective"]["name"]
     better = "lower" if result["objective"]["direction"] == "minimize" else "higher"
     parts = [
-        paragraph(f"recommended: {name} {_with_interval(recommended)}", "answer"),
-        paragraph(f"default: {name} {_with_interval(default)}"),
+        paragraph(f"recommended: {name} {with_interval(recommended)}", "answer"),
+        paragraph(f"default: {name} {with_interval(default)}"),
         paragraph(_comparison(result)),
         paragraph(
             f"After {result['horizon']:,} steps, on fresh seeds that no stage has seen; {better} is better, intervals "
@@ -66,7 +65,7 @@ def _answer(run: Path, result: Result) -> str:
     ]
     changed = result["changed"]
     if changed:
-        rows = [[knob, _number(pair["default"]), _number(pair["recommended"])] for knob, pair in changed.items()]
+        rows = [[knob, number(pair["default"]), number(pair["recommended"])] for knob, pair in changed.items()]
         parts.append(table(["changed knob", "default", "recommended"], rows))
     else:
         parts.append(paragraph("No knob was changed: nothing did better than the default by evidence."))
@@ -80,7 +79,7 @@ def _comparison(result: Result) -> str:
         told.append(f"ratio: {recommended / default:.3f}")
     difference = result.get("difference")
     if difference and difference["mean"] is not None:
-        told.append(f"difference by seed: {_interval(difference)}")
+        told.append(f"difference by seed: {with_bounds(difference)}")
     return "; ".join(told)
 
 
@@ -88,7 +87,7 @@ def _stage(stage: Mapping[str, Any], objective: Mapping[str, str]) -> str:
     details, evidence = stage["details"], stage["evidence"]
     parts = [f"<h2>{escape(stage['stage'])}: {escape(stage['verdict'])}</h2>"]
     parts += [paragraph(stage["question"]), paragraph(stage["reason"])]
-    before, after = _number(stage["before"]), _number(stage["after"])
+    before, after = number(stage["before"]), number(stage["after"])
     if stage["before"] is not None:
         parts.append(paragraph(f"{before}, unchanged." if before == after else f"{before} before, {after} after."))
     if details.get("lrs"):
@@ -111,7 +110,7 @@ def _range_picture(details: Mapping[str, Any]) -> str:
 def _response_picture(responses: Sequence[Mapping[str, Any]], objective: Mapping[str, str]) -> str:
     shown = [dict(each, scores=_as_measured(each["scores"], objective)) for each in responses]
     missing = [
-        f"{_number(lr)} ({each['horizon']} steps)"
+        f"{number(lr)} ({each['horizon']} steps)"
         for each in shown
         for lr, score in zip(each["lrs"], each["scores"], strict=True)
         if score is None
@@ -122,12 +121,12 @@ def _response_picture(responses: Sequence[Mapping[str, Any]], objective: Mapping
 
 def _values_picture(stage: Mapping[str, Any], objective: Mapping[str, str]) -> str:
     details, knob = stage["details"], stage["stage"]
-    scores = dict(zip(map(_number, details["values"]), _as_measured(details["scores"], objective), strict=True))
+    scores = dict(zip(map(number, details["values"]), _as_measured(details["scores"], objective), strict=True))
     (own,) = _as_measured([details.get("incumbent_score")], objective)
-    drawn = values_figure(knob, objective["name"], scores, (_number(stage["before"]), own))
+    drawn = values_figure(knob, objective["name"], scores, (number(stage["before"]), own))
     missing = [value for value, score in scores.items() if score is None]
     if own is None:
-        missing.append(f"{_number(stage['before'])}, the incumbent's")
+        missing.append(f"{number(stage['before'])}, the incumbent's")
     caption = f"Mean validation {objective['name']} by {knob}, on the search seeds."
     return picture(drawn, caption + _without_score(missing))
 
@@ -147,14 +146,14 @@ def _evidence(evidence: Mapping[str, Any], objective: Mapping[str, str]) -> str:
     rows, differences = [], []
     for seed, here, there in zip(evidence["seeds"], evidence["incumbent"], evidence["challenger"], strict=True):
         difference = None if here is None or there is None else there - here
-        rows.append([str(seed), _number(here), _number(there), _number(difference)])
+        rows.append([str(seed), number(here), number(there), number(difference)])
         differences += [] if difference is None else [difference]
     parts = []
     mean = evidence["difference"]["mean"]
     if mean is not None:
         better = "left" if objective["direction"] == "minimize" else "right"
         caption = (
-            f"Paired difference {_interval(evidence['difference'])} over {len(differences)} confirmation seeds; "
+            f"Paired difference {with_bounds(evidence['difference'])} over {len(differences)} confirmation seeds; "
             f"{better} of zero the challenger is better."
         )
         drawn = difference_figure(objective["name"], differences, mean, evidence["difference"]["ci95"])
@@ -270,22 +269,4 @@ def _rows_of_final(run: Path, name: str) -> pd.DataFrame:
         return pd.DataFrame()
     # Only an empty cell is missing: a param group may be called "NA".
     rows = pd.read_csv(path, keep_default_na=False, na_values=[""], low_memory=False)
-    return rows[rows["stage"] == _FINAL]
-
-
-def _number(value: object) -> str:
-    """A value as people read it: numbers with four digits."""
-    if isinstance(value, float):
-        return f"{value:.4g}" if math.isfinite(value) else "-"
-    return "-" if value is None else str(value)
-
-
-def _interval(measured: Mapping[str, Any]) -> str:
-    low, high = measured["ci95"]
-    return f"{_number(measured['mean'])} [{_number(low)}, {_number(high)}]"
-
-
-def _with_interval(measured: Mapping[str, Any]) -> str:
-    if measured["mean"] is None:
-        return f"diverged on {measured['diverged']} of {measured['seeds']} fresh seeds"
-    return f"{_interval(measured)} over {measured['seeds']} fresh seeds"
+    return rows[rows["stage"] == rundir.FINAL]

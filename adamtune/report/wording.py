@@ -1,0 +1,27 @@
+"""Values and results in words, the same in the terminal and in the report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+def number(value: object) -> str:
+    """A value as people read it: numbers with four digits."""
+    if isinstance(value, float):
+        return f"{value:.4g}" if math.isfinite(value) else "-"
+    return "-" if value is None else str(value)
+
+
+def with_bounds(interval: Mapping[str, Any]) -> str:
+    """`mean [low, high]` of an entry of result.json."""
+    low, high = interval["ci95"]
+    return f"{number(interval['mean'])} [{number(low)}, {number(high)}]"
+
+
+def with_interval(measured: Mapping[str, Any]) -> str:
+    """The same of `default` or `recommended`, with how many seeds it stands on."""
+    if measured["mean"] is None:
+        return f"diverged on {measured['diverged']} of {measured['seeds']} fresh seeds"
+    return f"{with_bounds(measured)} over {measured['seeds']} fresh seeds"
