@@ -45,6 +45,13 @@ def open_storage(url: str | None, journal: Path) -> BaseStorage:
         raise InputError(f"the storage cannot be opened: {reason}; leave `storage` out for a file") from problem
 
 
+def refuse_known_run(storage: BaseStorage, name: str) -> None:
+    """Raise `InputError` when the storage holds studies of a run called `name`: two runs must not mix their trials."""
+    if any(study.study_name.startswith(f"{name}/") for study in storage.get_all_studies()):
+        what = f"the storage already holds studies of a run called '{name}'; name another run with --run-dir"
+        raise InputError(what)
+
+
 class RungPruner(BasePruner):
     """Keeps the best points at every rung: one round of successive halving (Jamieson & Talwalkar 2016), run in step.
 

@@ -39,7 +39,7 @@ from adamtune.randomness import RandomState
 from adamtune.recipe import Recipe
 from adamtune.report.html import report_html
 from adamtune.rundir import RunDir
-from adamtune.search import open_storage
+from adamtune.search import open_storage, refuse_known_run
 from adamtune.spec import Spec, load_spec
 from adamtune.stages.context import Budget, Seeds, StageAnswer, StageContext, TrialRecord
 from adamtune.task import Task, load_task
@@ -146,6 +146,8 @@ def sweep(spec: Spec | str | Path, run_dir: str | Path | None = None, progress: 
     plan = make_plan(spec)
     with RandomState(spec.seed).active(device):
         groups = param_groups(spec.base, new_model(task))
+    if spec.storage is not None:
+        refuse_known_run(open_storage(spec.storage, Path()), run_dir.name)
     with RunDir(run_dir).claimed() as run:
         notes = _Notes(run, progress or Progress())
         run.write(rundir.SPEC, f"# adamtune sweep {rundir.SPEC}\n{spec.to_yaml()}")
@@ -189,6 +191,7 @@ def _context(spec: Spec, task: Task, device: torch.device, run: RunDir, notes: P
         budget=Budget(budget_steps(spec) - final_steps(spec)),
         seeds=Seeds.of(spec, fresh_seeds(spec)),
         on_trial=notes.on_trial,
+        name=run.path.name,
     )
 
 

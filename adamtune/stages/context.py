@@ -106,11 +106,13 @@ class StageContext:
         budget: Budget,
         seeds: Seeds,
         on_trial: Callable[[TrialRecord], None] = lambda record: None,
+        name: str = "run",
     ) -> None:
-        """`on_trial` hears of every trial as it ends."""
+        """`name` is the run's, for its studies; `on_trial` hears of every trial as it ends."""
         self.spec, self.budget, self.seeds = spec, budget, seeds
         self.answers: dict[str, StageAnswer] = {}
-        self._engine, self._storage, self._on_trial = engine, storage, on_trial
+        self._name, self._engine, self._storage, self._on_trial = name, engine, storage, on_trial
+        self._studies: dict[str, KnobStudy] = {}
         self._known: dict[tuple[str, int, int], TrialResult] = {}
 
     @property
@@ -131,11 +133,11 @@ class StageContext:
         return mean if self.spec.objective.direction == "minimize" else -mean
 
     def study(self, stage: str, knobs: Iterable[Knob] = (), keep: float = 0.5) -> KnobStudy:
-        """The stage's Optuna study; its name carries the seed, so that sweeps can share a storage."""
-        name = f"{self.spec.task.ref}/seed{self.spec.seed}/{stage}"
-        return KnobStudy(
-            self._storage, name, knobs, self.spec.objective.direction, sampler_seed=self.spec.seed, keep=keep
-        )
+        """The stage's Optuna study, RUN/STAGE, so that runs can share a storage."""
+        if stage not in self._studies:
+            name, direction = f"{self._name}/{stage}", self.spec.objective.direction
+            self._studies[stage] = KnobStudy(self._storage, name, knobs, direction, self.spec.seed, keep)
+        return self._studies[stage]
 
     def measure(self, stage: str, recipe: Recipe, seeds: Sequence[int]) -> list[TrialResult]:
         """Train a fixed recipe to the horizon on each seed; what was trained before is not trained again."""
