@@ -121,11 +121,13 @@ def make_plan(spec: Spec) -> Plan:
             left -= steps
     if spec.stages is not None:
         planned.sort(key=lambda stage: spec.stages.index(stage.name) if spec.stages else 0)
-    least = final + next(stage.steps for stage in planned if stage.name != "lr_range" or len(planned) == 1)
+    first = [stage.steps for stage in planned[: 2 if planned[0].name == "lr_range" else 1]]
+    least = final + sum(first)
     if budget < least:
         raise InputError(
             f"the budget of {budget:g} steps is too small: the first question and the comparison on "
-            f"{fresh_seeds(spec)} fresh seeds can take {least} steps; raise the budget, or lower seeds or the horizon"
+            f"{fresh_seeds(spec)} fresh seeds can take {least:,} steps ({math.ceil(least / spec.horizon)} trials); "
+            "raise the budget, or lower seeds or the horizon"
         )
     return Plan(tuple(planned), final, budget)
 

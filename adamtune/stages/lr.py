@@ -140,7 +140,7 @@ def squeezed(horizon: int) -> int:
 def around(context: StageContext, incumbent: Recipe) -> list[float]:
     """Where to try first: over the band the range test found, else a decade either side of the incumbent."""
     found = context.answers.get("lr_range")
-    band = found.details["band"] if found else None
+    band = found.details.get("band") if found else None
     low, high = band or (incumbent.lr / 10, incumbent.lr * 10)
     knob = context.spec.knob("lr")
     return sorted({knob.clip(lr) for lr in spread(knob.clip(low), knob.clip(high), COARSE)})

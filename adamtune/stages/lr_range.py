@@ -22,6 +22,8 @@ STEPS, START, END = 300, 1e-6, 1e-1
 FURTHEST = 10.0
 """A loss that is still flat or falling at the end of the ramp is followed on, at the same pace, up to this lr."""
 
+_LEAST_STEPS = 60
+
 _CHECK_EVERY = 10
 """Steps between looks at whether the ramp has gone far enough."""
 
@@ -41,15 +43,15 @@ def smoothing_window(ramp: Ramp) -> float:
     return max(1.0, ramp.steps / decades / 6)
 
 
-def range_test(context: StageContext, recipe: Recipe, ramp: Ramp) -> RangeTest:
+def range_test(context: StageContext, recipe: Recipe, ramp: Ramp, furthest: float = FURTHEST) -> RangeTest:
     """Ramp lr on every search seed and read the curve.
 
     Adam's moments run on through the ramp, as they would under any schedule: with beta1 = 0.9 they remember ten steps,
     a sixth of a decade at the default 60 steps a decade, which is within the smoothing. A seed stops when it diverges
     or its smoothed loss has climbed back all it had fallen, and as much again; or at the end of the ramp, but a loss
-    that has not turned there by then is followed on to FURTHEST.
+    that has not turned there by then is followed on to lr `furthest`.
     """
-    asked_for, ramp = ramp.steps, _extended(ramp)
+    asked_for, ramp = ramp.steps, _extended(ramp, furthest)
     study = context.study(NAME)
     asked = study.ask({}, context.seeds.search, start=ramp.start, end=ramp.end)
     requests = [TrialRequest(recipe, trial.seed, ramp.steps, ramp) for trial in asked]
@@ -77,12 +79,12 @@ def range_test(context: StageContext, recipe: Recipe, ramp: Ramp) -> RangeTest:
     return RangeTest(ramp, curve, tuple(results))
 
 
-def _extended(ramp: Ramp) -> Ramp:
-    """The same ramp gone on at the same pace to FURTHEST."""
-    if ramp.end >= FURTHEST:
+def _extended(ramp: Ramp, furthest: float) -> Ramp:
+    """The same ramp gone on at the same pace to `furthest`."""
+    if ramp.end >= furthest:
         return ramp
     pace = math.log(ramp.end / ramp.start) / max(1, ramp.steps - 1)
-    more = math.ceil(math.log(FURTHEST / ramp.end) / pace)
+    more = math.ceil(math.log(furthest / ramp.end) / pace)
     return Ramp(ramp.start, ramp.end * math.exp(more * pace), ramp.steps + more)
 
 
@@ -101,14 +103,23 @@ def _climbed_back(smoothed: list[float]) -> bool:
 
 def cost(spec: Spec) -> int:
     """Steps at most."""
-    return 2 * STEPS * spec.seeds
+    return spec.seeds * _extended(_ramp(spec), _furthest(spec)).steps
+
+
+def _ramp(spec: Spec) -> Ramp:
+    """The default ramp inside the spec's range of lr; no longer than the run itself, but for the shortest runs."""
+    knob = spec.knob("lr")
+    start = max(START, knob.low)
+    return Ramp(start, min(max(END, 10 * start), knob.high), min(STEPS, max(_LEAST_STEPS, spec.horizon)))
+
+
+def _furthest(spec: Spec) -> float:
+    return min(FURTHEST, spec.knob("lr").high)
 
 
 def run(context: StageContext, incumbent: Recipe) -> StageAnswer:
     """The range test over the default ramp; changes nothing. Raises `NothingLearned` when no loss is ever finite."""
-    knob = context.spec.knob("lr")
-    ramp = Ramp(max(START, knob.low), min(END, knob.high), STEPS)
-    curve = range_test(context, incumbent, ramp).curve
+    curve = range_test(context, incumbent, _ramp(context.spec), _furthest(context.spec)).curve
     if curve.status is RangeStatus.DIVERGING and not curve.losses:
         raise NothingLearned(
             f"the range test found nothing to tune: {curve.reason}; check the task's data and loss for NaN or inf"
