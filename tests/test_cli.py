@@ -1,0 +1,428 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pandas as pd
+import pytest
+from typer.models import CommandInfo
+
+from adamtune.cli.app import app, run
+from adamtune.rundir import RunDir
+
+TASKS = Path(__file__).parent / "tasks_for_tests.py"
+COMMANDS = [(command.callback.__name__).replace("_", "-") for command in app.registered_commands if command.callback]
+
+
+@dataclass(frozen=True)
+class Said:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        assert self.err == ""
+        data = json.loads(self.out)
+        assert isinstance(data, dict)
+        return data
+
+
+Cli = Callable[..., Said]
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
+    """Run one command in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # tasks put their folder on it
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def cli(*arguments: object, debug: bool = False) -> Said:
+        code = run([str(argument) for argument in arguments], debug)
+        return Said(code, *capfd.readouterr())
+
+    return cli
+
+
+@pytest.fixture(scope="session")
+def specs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of specs that is not the working directory."""
+    return tmp_path_factory.mktemp("specs")
+
+
+@pytest.fixture
+def spec(specs: Path) -> Callable[..., Path]:
+    def spec(task: str = "separable", rest: str = "", args: str = "") -> Path:
+        text = f"task: {{ref: '{TASKS}:{task}', args: {{{args}}}}}\nhorizon: 20\nbudget: {{trials: 300}}\nseeds: 2\n"
+        path = specs / "spec.yaml"
+        path.write_text(text + (rest or "stages: [eps]\n"))
+        return path
+
+    return spec
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a finished run."""
+    folder = tmp_path_factory.mktemp("finished")
+    path = folder / "spec.yaml"
+    path.write_text(f"task: {{ref: '{TASKS}:separable'}}\nhorizon: 20\nbudget: {{trials: 300}}\nstages: [eps]\n")
+    assert run(["sweep", str(path), "--run-dir", str(folder / "run"), "--json"]) == 0
+    return folder / "run"
+
+
+def python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def assert_refused(said: Said, told: str, code: int = 2, lines: int = 1) -> None:
+    """One clear sentence on stderr, nothing else."""
+    assert said.code == code, said.err
+    assert said.err.startswith("adamtune: ")
+    assert told in said.err
+    assert "Traceback" not in said.err
+    assert "has a bug" not in said.err
+    assert said.err.endswith("\n")
+    assert said.err.count("\n") == lines
+    assert said.out == ""
+
+
+# --- help
+
+
+def test_help_names_every_command_and_loads_nothing_heavy(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom adamtune.cli.app import run\n"
+        "heavy = {'torch', 'numpy', 'scipy', 'pandas', 'optuna', 'plotly', 'plotext', 'sklearn', 'pydantic', 'yaml'}\n"
+        "assert run(['--help']) == 0\nprint('loaded:', heavy & set(sys.modules))\n"
+        f"for command in {COMMANDS}: assert run([command, '--help']) == 0\n"
+        "print('loaded:', heavy & set(sys.modules) - {'pydantic'})"  # typer itself loads it, for a command's own help
+    )
+    done = python("-c", code, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("loaded: set()") == 2
+    for name in COMMANDS:
+        assert f"\n  {name} " in done.stdout
+        assert f"Example: adamtune {name} " in done.stdout
+    assert COMMANDS == ["lr-find", "sweep", "show", "export"]
+
+
+@pytest.mark.parametrize("command", app.registered_commands, ids=COMMANDS)
+def test_every_argument_of_a_command_has_help(command: CommandInfo) -> None:
+    assert command.callback is not None
+    for name, annotated in get_type_hints(command.callback, include_extras=True).items():
+        assert name == "return" or annotated.__metadata__[0].help, name
+
+
+def test_the_module_is_the_command_line(tmp_path: Path) -> None:
+    done = python("-m", "adamtune", "--version", cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "adamtune 0.1.0\n", "")
+    for place in (["--debug", "show", "gone"], ["show", "gone", "--debug"]):
+        done = python("-m", "adamtune", *place, cwd=tmp_path)
+        assert done.returncode == 2
+        assert done.stderr.startswith("Traceback")
+        assert done.stderr.endswith("\nadamtune: gone does not exist\n")
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+    command = f"'{sys.executable}' -m adamtune lr-find --help | head -c 1"
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("task: [", "line 1, column 8: not valid YAML"),
+        ("a: 1\nb: [1,\n", "line 3, column 1: not valid YAML"),
+        ("", "empty"),
+        ("task: {ref: 'a.b:c'}\nhorizon: 1\nsed: 1", "$.sed: unknown key; did you mean 'seed'?"),
+        ("task: {ref: 'a.b:c'}\nhorizon: 1\nbase: {lr: -1e-3}", "$.base.lr: must be above 0, not -0.001"),
+        ("task: {ref: 'a.b:c'}\nhorizon: 1\nbase: {betas: [0.9, 1]}", "$.base.betas[1]: must be below 1"),
+        ("task: {ref: 'a.b:c'}\nhorizon: 1\nspace: {beta2: {high: 1.5}}", "$.space.beta2: high must be below 1"),
+        ("task: {ref: 'a.b:c'}\nhorizon: 1\nspace: {lr: {low: 1, high: 0.1}}", "$.space.lr: low (1) >= high (0.1)"),
+        ("task: {ref: 'a.b:c'}\nhorizon: 1\nstages: []", "$.stages: an empty list asks nothing; write auto"),
+        ("task: {ref: 'gone.py:c'}\nhorizon: 1", "$.task.ref: no file"),
+        ("task: {ref: 'a.b.c'}\nhorizon: 1", "$.task.ref: 'a.b.c' is no task reference; write package.module:function"),
+        ("task: {ref: 'a.b:c'}\nhorizon: 100", "the task a.b:c does not import: there is no module 'a'"),
+        (f"task: {{ref: '{TASKS}:gone'}}\nhorizon: 100", "has no function 'gone'; "),
+        (f"task: {{ref: '{TASKS}:seprable'}}\nhorizon: 100", "did you mean 'separable'?"),
+        (f"task: {{ref: '{TASKS}:no_task'}}\nhorizon: 100", "returned a str; it must return an adamtune.Task"),
+        (f"task: {{ref: '{TASKS}:separable', args: {{p: 1}}}}\nhorizon: 100", "does not take these task args: got an"),
+        (f"task: {{ref: '{TASKS}:separable'}}\nhorizon: 99\nobjective: {{name: acc}}", "no metric 'acc'; "),
+        (
+            f"task: {{ref: '{TASKS}:separable'}}\nhorizon: 99\nbudget: {{steps: 9}}",
+            "the budget of 9 steps is too small",
+        ),
+        (f"task: {{ref: '{TASKS}:separable'}}\nhorizon: 99\ndevice: warp", "the device 'warp' cannot be used"),
+        (f"task: {{ref: '{TASKS}:separable'}}\nhorizon: 99\nstorage: warp", "the storage cannot be opened"),
+    ],
+)
+def test_a_spec_that_cannot_be_used_is_answered_with_one_sentence_and_nothing_is_written(
+    cli: Cli, specs: Path, tmp_path: Path, text: str, told: str
+) -> None:
+    path = specs / "bad.yaml"
+    path.write_text(text)
+    assert_refused(cli("sweep", path), told)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_several_problems_are_told_in_one_go_each_with_its_path(cli: Cli, specs: Path, tmp_path: Path) -> None:
+    path = specs / "bad.yaml"
+    path.write_text("horizon: 0\nstages: [lr, beta3]\nbudgt: 1\n")
+    said = cli("sweep", path)
+    assert_refused(said, f"{path} has 4 problems:\n", lines=5)
+    for where in ("$.task: required", "$.horizon: must be", "$.stages[1]: must be one of", "$.budgt: unknown key; did"):
+        assert f"\n  {where}" in said.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["swep"], "No such command 'swep'. Did you mean 'sweep'?"),
+        (["sweep"], "Missing argument 'spec'"),
+        (["sweep", "gone.yaml"], "gone.yaml: no such file"),
+        (["sweep", "."], "a folder, where a YAML file is expected"),
+        (["sweep", "gone.yaml", "--nope"], "No such option: --nope"),
+        (["sweep", "gone.yaml", "--seed", "x"], "--seed"),
+        (["sweep", "SPEC", "--engine", "warp"], "engine: must be one of"),
+        (["sweep", "SPEC", "--seed", "-1"], "seed: must be at least 0"),
+        (["sweep", "SPEC", "--storage", "nonsense"], "the storage cannot be opened"),
+        (["lr-find"], "Missing argument 'task'"),
+        (["lr-find", "separable"], "'separable' is no task reference"),
+        (["lr-find", "no.such:task"], "there is no module 'no'"),
+        (["lr-find", "no/such.py:task"], "no file "),
+        (["lr-find", "TASK", "--steps", "5"], "steps must be at least 10, not 5"),
+        (["lr-find", "TASK", "--seeds", "0"], "seeds must be at least 1, not 0"),
+        (["lr-find", "TASK", "--horizon", "0"], "horizon must be at least 1, not 0"),
+        (["lr-find", "TASK", "--budget", "1"], "budget must be at least"),
+        (["lr-find", "TASK", "--start", "0"], "start must be above 0 and below end"),
+        (["lr-find", "TASK", "--start", "1", "--end", "1e-3"], "start must be above 0 and below end"),
+        (["lr-find", "TASK", "--end", "nan"], "start must be above 0 and below end"),
+        (["lr-find", "TASK", "--device", "warp"], "the device 'warp' cannot be used"),
+        (["lr-find", "TASK", "--recipe", "gone.yaml"], "gone.yaml: no such file"),
+        (["lr-find", "TASK", "--task-arg", "pause"], "--task-arg pause: write it as name=value"),
+        (["lr-find", "TASK", "--task-arg", "=3"], "--task-arg =3: write it as name=value"),
+        (["lr-find", "TASK", "--task-arg", "pause=["], "--task-arg pause: line 1"),
+        (["lr-find", "TASK", "--task-arg", "paus=1"], "it takes: pause"),
+        (["show", "gone"], "gone does not exist"),
+        (["show", "/"], "is no run directory: it has no result.json"),
+        (["export", "gone"], "gone: no such file"),
+        (["export", "/"], "is no run directory: it has no result.json"),
+        (["export", "RUN", "--format", "pyton"], "there is no export format 'pyton'; did you mean 'python'?"),
+        (["export", "RUN", "--to", "/"], "is a folder; name the file to write with --to"),
+        (["export", "RUN", "--to", "no/x.py"], "there is no folder no to write x.py in"),
+        (["export", "RUN", "--to", str(TASKS)], "exists; name another file, or replace it with --force"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_argument_is_answered_with_one_sentence_and_nothing_is_written(
+    cli: Cli, spec: Callable[..., Path], finished: Path, tmp_path: Path, arguments: list[str], told: str
+) -> None:
+    stands_for = {"SPEC": spec(), "TASK": f"{TASKS}:separable", "RUN": finished}
+    before = TASKS.read_bytes()
+    assert_refused(cli(*(stands_for.get(argument, argument) for argument in arguments)), told)
+    assert list(tmp_path.iterdir()) == []
+    assert TASKS.read_bytes() == before
+
+
+def test_a_run_directory_that_is_taken_is_answered_with_one_sentence(
+    cli: Cli, spec: Callable[..., Path], finished: Path, tmp_path: Path
+) -> None:
+    assert_refused(cli("sweep", spec(), "--run-dir", finished), "already holds a finished run; name another")
+    with RunDir(tmp_path / "mine").claimed():
+        assert_refused(cli("sweep", spec(), "--run-dir", "mine"), "mine is in use by another sweep; wait for it")
+    assert [entry.name for entry in (tmp_path / "mine").iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize(
+    ("task", "args", "told"),
+    [
+        ("raising", "", "task 'separable' raised ValueError: the toy broke (tasks_for_tests.py, line "),
+        ("raising", "after: 30", ") at training step "),
+        ("ending", "", "task 'separable': train_batches ended at training step 4 of "),
+        ("vector_loss", "", "the loss at training step 1 is a tensor of shape (16,), not a scalar; return the mean"),
+        ("no_parameters", "", "task 'separable' fails at step 0: its model has no trainable parameters"),
+        ("nan", "", "check the loss for overflow"),
+        ("exploding", "", "check the loss for overflow"),
+    ],
+)
+def test_a_task_that_fails_is_answered_with_one_sentence_that_names_it(
+    cli: Cli, spec: Callable[..., Path], tmp_path: Path, task: str, args: str, told: str
+) -> None:
+    assert_refused(cli("sweep", spec(task, "stages: [lr]", args), "--run-dir", "run", "--json"), told, code=1)
+    assert not (tmp_path / "run" / "recipe.yaml").exists()
+    if told != "check the loss for overflow":  # to lr-find that is an answer
+        given = ["--task-arg", args.replace(": ", "=")] if args else []
+        assert_refused(cli("lr-find", f"{TASKS}:{task}", "--steps", "40", *given), told, code=1)
+
+
+def test_debug_adds_the_traceback(cli: Cli, tmp_path: Path) -> None:
+    said = cli("lr-find", f"{TASKS}:raising", debug=True)
+    assert said.code == 1
+    assert said.err.startswith("Traceback")
+    assert "ValueError: the toy broke" in said.err
+    assert said.err.splitlines()[-1].startswith("adamtune: task 'separable' raised ValueError: the toy broke")
+    assert "Traceback" not in cli("lr-find", f"{TASKS}:raising").err
+
+
+def test_a_bug_of_ours_is_told_as_one(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(folder: Path) -> None:
+        raise ZeroDivisionError("oh")
+
+    monkeypatch.setattr("adamtune.rundir.finished_runs", broken)
+    said = cli("show")
+    assert said.code == 1
+    assert said.err == (
+        "adamtune: adamtune has a bug here (ZeroDivisionError: oh); run it again with --debug and report that\n"
+    )
+
+
+# --- results as JSON, for scripts
+
+
+LR_FIND_KEYS = {
+    *("version", "task", "status", "reason", "suggestion", "interval", "band", "suggestions", "steps_used", "horizon"),
+    *("seeds", "seconds", "curve", "response"),
+}
+SWEEP_KEYS = {
+    *("version", "task", "horizon", "objective", "steps_used", "wall_seconds", "default", "recommended", "difference"),
+    *("changed", "stages", "recipe"),
+}
+
+
+def test_lr_find_prints_json(cli: Cli, tmp_path: Path) -> None:
+    said = cli("lr-find", f"{TASKS}:separable", "--horizon", "120", "--task-arg", "pause=0e0", "--json")
+    assert said.code == 0
+    found = said.json
+    assert set(found) == LR_FIND_KEYS
+    assert (found["version"], found["task"], found["horizon"]) == (1, "separable", 120)
+    assert found["interval"][0] < found["suggestion"] < found["interval"][1]
+    assert 1e-3 < found["suggestion"] < 1
+    assert found["band"][0] < found["band"][1]
+    assert set(found["suggestions"]) == {"steepest", "valley", "minimum/10", "lowest"}
+    assert 0 < found["steps_used"] <= 120
+    assert len(found["curve"]["lrs"]) == len(found["curve"]["losses"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lr_find_without_an_answer_prints_json_too_and_fails(cli: Cli) -> None:
+    said = cli("lr-find", f"{TASKS}:nan", "--json")
+    assert said.code == 1
+    found = said.json
+    assert set(found) == LR_FIND_KEYS
+    assert (found["status"], found["suggestion"], found["interval"], found["band"]) == ("diverging", None, None, None)
+
+
+def test_lr_find_tells_people_the_answer_with_its_curve(cli: Cli, tmp_path: Path) -> None:
+    said = cli("lr-find", f"{TASKS}:separable", "--steps", "60", "--seeds", "1", "--plot", "curve.html")
+    assert (said.code, said.err) == (0, "")
+    for name in ("band:", "steepest:", "valley:", "minimum/10:", "suggestion:", "interval:", "cost:"):
+        assert f"\n{name}" in said.out
+    assert "for 60 steps" in said.out
+    assert "</html>" in (tmp_path / "curve.html").read_text()
+
+
+def test_sweep_prints_the_json_it_wrote_and_show_prints_it_again(
+    cli: Cli, spec: Callable[..., Path], tmp_path: Path
+) -> None:
+    said = cli("sweep", spec(), "--seed", "5", "--json")
+    assert said.code == 0
+    assert set(said.json) == SWEEP_KEYS
+    run_dir = Path("runs/spec-1")
+    assert said.json == json.loads((run_dir / "result.json").read_text())
+    assert cli("show", run_dir, "--json").json == said.json
+    assert cli("show", "--json").json == {str(run_dir): said.json}
+    assert pd.read_csv(run_dir / "trials.csv")["seed"].min() == 5 * 30_000
+    assert "seed: 5\n" in (run_dir / "spec.yaml").read_text()
+
+
+def test_sweep_and_show_tell_people_the_answer(cli: Cli, spec: Callable[..., Path]) -> None:
+    said = cli("sweep", spec(), "--run-dir", "here")
+    shown = cli("show", "here")
+    assert said.code == shown.code == 0
+    assert said.out == shown.out
+    for start in ("default:     loss 0.", "recommended: loss 0.", "ratio:       ", "recipe:      here/recipe.yaml"):
+        assert f"\n{start}" in said.out
+    for told in ("run directory: here", "stages: eps, then default against recommended; at most ", "eps: Should small"):
+        assert told in said.err
+    assert cli("show").out.startswith("no finished runs in runs/; start one with: adamtune sweep ")
+
+
+def test_show_lists_the_runs_of_the_working_directory(cli: Cli, finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mine").symlink_to(finished)
+    (tmp_path / "runs" / "unfinished").mkdir()
+    (tmp_path / "runs" / "README.md").touch()
+    said = cli("show")
+    assert said.code == 0
+    assert [line.split()[0] for line in said.out.splitlines()] == ["run", "runs/mine"]
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(cli: Cli, spec: Callable[..., Path], tmp_path: Path) -> None:
+    plan = cli("sweep", spec(rest="stages: [lr, warmup]"), "--dry-run", "--json").json
+    assert set(plan) == {"version", "stages", "final_steps", "steps", "budget_steps"}
+    assert [stage["stage"] for stage in plan["stages"]] == ["lr", "warmup"]
+    assert all(set(stage) == {"stage", "question", "steps"} for stage in plan["stages"])
+    assert plan["steps"] == plan["final_steps"] + sum(stage["steps"] for stage in plan["stages"])
+    assert (plan["final_steps"], plan["budget_steps"]) == (200, 6000)
+    said = cli("sweep", spec(rest="stages: [lr, warmup]"), "--dry-run")
+    assert (said.code, said.err) == (0, "")
+    assert f"at most {plan['steps']:,} steps in all; budget: 6,000 steps; nothing was trained" in said.out
+    timed = spec(rest="stages: [lr]")
+    timed.write_text(timed.read_text().replace("{trials: 300}", "{time: 5m}"))
+    assert cli("sweep", timed, "--dry-run", "--json").json["budget_steps"] is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_prints_or_writes(cli: Cli, finished: Path, tmp_path: Path) -> None:
+    printed = cli("export", finished)
+    assert (printed.code, printed.err) == (0, "")
+    compile(printed.out, "recipe", "exec")
+    written = cli("export", finished, "--format", "python", "--to", "recipe.py")
+    assert (written.code, written.out, written.err) == (0, "wrote recipe.py\n", "")
+    assert (tmp_path / "recipe.py").read_text() == printed.out
+    assert cli("export", finished, "--format", "yaml").out == (finished / "recipe.yaml").read_text()
+    assert_refused(cli("export", finished, "--to", "recipe.py"), "recipe.py exists; name another file")
+    assert cli("export", finished / "recipe.yaml", "--to", "recipe.py", "--force").code == 0
+
+
+# --- interrupted
+
+
+def test_ctrl_c_leaves_what_was_measured_and_says_where(spec: Callable[..., Path], tmp_path: Path) -> None:
+    path = spec(args="pause: 0.002", rest="stages: [lr]\n")
+    path.write_text(path.read_text().replace("horizon: 20", "horizon: 100").replace("seeds: 2", "seeds: 1"))
+    # A child of a shell's background job is born deaf to SIGINT, and a test may be one.
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from adamtune.cli import main; main()"
+    )
+    command = [sys.executable, "-c", code, "sweep", str(path), "--run-dir", "run"]
+    pipe, log = subprocess.PIPE, tmp_path / "run" / "log.txt"
+    with subprocess.Popen(command, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True) as child:
+        for _ in range(3000):
+            if child.poll() is not None or (log.exists() and ": trial " in log.read_text()):
+                break
+            time.sleep(0.01)
+        os.kill(child.pid, signal.SIGINT)
+        out, err = child.communicate(timeout=60)
+    assert (child.returncode, out) == (130, "")
+    assert err.endswith("adamtune: interrupted; the trials measured until now are in run\n")
+    assert "Traceback" not in err
+    assert len(pd.read_csv(tmp_path / "run" / "trials.csv")) > 0
+    assert not (tmp_path / "run" / "recipe.yaml").exists()
+    assert "ended by KeyboardInterrupt" in log.read_text()

@@ -1,0 +1,291 @@
+from __future__ import annotations
+
+import ast
+import math
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from adamtune.errors import ExportError, RecipeError, RunDirError
+from adamtune.export import FORMATS, export_recipe, recipe_of, write_export
+from adamtune.recipe import GroupRule, Match, Recipe, Schedule, WarmupSteps
+from recipes import recipes
+
+NASTY = [
+    '"""',
+    "'''",
+    '"" "',
+    "\\",
+    '\\"""',
+    "\n",
+    "\r\n    raise SystemExit",
+    "\u2028import os",
+    "\x00",
+    '"""\nimport os\nos.abort()\n"""',
+    "{recipe}",
+    "{0}",
+    "%s",
+    "\\N{BELL}",
+    "\\u0041",
+    "#",
+    "é…",
+    "\ud800",
+]
+
+
+class RMSNorm(nn.Module):
+    """A norm layer of a stranger's own."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / x.pow(2).mean(-1, keepdim=True).sqrt() * self.gain
+
+
+class Net(nn.Module):
+    """Parameters of every kind: embedding, norms of torch and of one's own, biases, a frozen one, a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(7, 4)
+        self.layers = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+        self.norm = nn.LayerNorm(4)
+        self.own = RMSNorm(4)
+        self.frozen = nn.Parameter(torch.ones(4), requires_grad=False)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x)
+        for layer in self.layers:
+            h = self.own(torch.relu(layer(self.norm(h)))) + h * self.frozen
+        return self.head(h)
+
+
+def imported(recipe: Recipe) -> ModuleType:
+    """The exported module, as `import` would give it."""
+    module = ModuleType("optim_recipe")
+    exec(compile(export_recipe(recipe, "python"), "optim_recipe.py", "exec"), module.__dict__)
+    return module
+
+
+def trained(build: Any, total: int) -> tuple[list[dict[str, Any]], list[list[float]], list[Tensor]]:
+    """The groups without their tensors, every group's lr at every step, and the weights after 15 steps."""
+    torch.manual_seed(0)
+    model = Net()
+    optimizer, scheduler = build(model, total_steps=total)
+    names = [[name for name, param in model.named_parameters() if any(param is p for p in group["params"])]
+             for group in optimizer.param_groups]  # fmt: skip
+    groups = [{**group, "params": own} for group, own in zip(optimizer.param_groups, names, strict=True)]
+    groups = [dict(group) for group in groups]
+    x, y = torch.randint(7, (8, 5)), torch.randint(3, (8, 5))
+    lrs = []
+    for _ in range(15):
+        lrs.append([group["lr"] for group in optimizer.param_groups])
+        loss = nn.functional.cross_entropy(model(x).flatten(0, 1), y.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+    return [{"class": type(optimizer).__name__}, *groups], lrs, list(model.state_dict().values())
+
+
+PATTERNS = ("head.*", "*.weight", "layers.[01].*", "own.gain")
+
+
+@settings(max_examples=30, deadline=None)
+@given(recipes(params=PATTERNS, max_lr=0.1, max_mult=3.0, min_eps=1e-8), st.sampled_from([1, 12, 15, 400]))
+@example(Recipe.default(), 15)
+def test_an_exported_module_trains_bit_for_bit_as_the_recipe(recipe: Recipe, total: int) -> None:
+    module = imported(recipe)
+    try:
+        ours = trained(recipe.build, total)
+    except RecipeError:  # a rule whose patterns match nothing of the kinds it asks for
+        with pytest.raises(ValueError, match="match no parameter of the model"):
+            trained(module.build_optimizer, total)
+        return
+    theirs = trained(module.build_optimizer, total)
+    assert ours[0] == theirs[0]
+    assert ours[1] == theirs[1]
+    torch.testing.assert_close(theirs[2], ours[2], rtol=0, atol=0, equal_nan=True)
+    assert (
+        recipe.clip_norm,
+        recipe.precision,
+        recipe.accumulate,
+    ) == (module.CLIP_NORM, module.PRECISION, module.ACCUMULATE)
+
+
+def test_groups_by_kind_are_told_as_adamtune_tells_them() -> None:
+    rules = tuple(GroupRule(name=kind, match=Match(kind=(kind,))) for kind in ("bias", "norm", "embedding", "head"))
+    (_, *groups), _, _ = trained(imported(Recipe(groups=rules)).build_optimizer, 15)
+    assert {group["name"]: group["params"] for group in groups} == {
+        "bias": ["layers.0.bias", "layers.1.bias", "head.bias"],
+        "norm": ["norm.weight", "norm.bias", "own.gain"],
+        "embedding": ["embed.weight"],
+        "head": ["head.weight"],
+        "default": ["layers.0.weight", "layers.1.weight"],
+    }
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        Schedule(kind="constant", warmup=0.0),
+        Schedule(kind="linear", warmup=WarmupSteps(steps=3), floor=0.1),
+        Schedule(kind="linear", warmup=WarmupSteps(steps=99)),
+        Schedule(kind="cosine", warmup=0.2),
+        Schedule(kind="step", warmup=0.1, milestones=(0.3, 0.6), gamma=0.5, floor=0.3),
+    ],
+    ids=lambda schedule: schedule.kind,
+)
+def test_the_exported_schedule_goes_on_past_the_horizon_as_ours(schedule: Schedule) -> None:
+    recipe = Recipe(schedule=schedule)
+    for total in (1, 10, 15):
+        assert trained(imported(recipe).build_optimizer, total)[1] == trained(recipe.build, total)[1]
+
+
+STDLIB = sys.stdlib_module_names
+
+
+@settings(max_examples=30, deadline=None)
+@given(recipes())
+def test_an_exported_module_imports_torch_and_the_standard_library_only(recipe: Recipe) -> None:
+    tree = ast.parse(export_recipe(recipe, "python"))
+    roots = {
+        alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
+    }
+    roots |= {(node.module or "").split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert roots <= {"torch", *STDLIB}
+    assert "torch" in roots
+
+
+@settings(max_examples=30, deadline=None)
+@given(recipes())
+def test_an_exported_module_uses_all_it_imports_and_all_it_defines(recipe: Recipe) -> None:
+    tree = ast.parse(export_recipe(recipe, "python"))
+    bound = {alias.asname or alias.name for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)
+             for alias in node.names}  # fmt: skip
+    bound |= {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    assert bound - used <= {"annotations", "build_optimizer"}
+
+
+def test_an_exported_module_runs_where_adamtune_is_not_installed(tmp_path: Path) -> None:
+    write_export(tmp_path / "optim_recipe.py", export_recipe(Recipe.default(), "python"), force=False)
+    code = (
+        "import sys\nsys.modules['adamtune'] = None\nimport torch, optim_recipe\n"
+        "optimizer, scheduler = optim_recipe.build_optimizer(torch.nn.Linear(2, 2), total_steps=20)\n"
+        "print([group['name'] for group in optimizer.param_groups], optimizer.param_groups[0]['initial_lr'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.stderr, done.stdout) == ("", "['no_decay', 'default'] 0.001\n")
+
+
+def statements(source: str) -> list[str]:
+    """The module's code without its docstrings."""
+    tree = ast.parse(source)
+    return [ast.dump(node) for node in tree.body[1:]]
+
+
+def told(**about: Any) -> Recipe:
+    return Recipe.default().model_copy(update={"provenance": about})
+
+
+TEXTS = st.sampled_from(NASTY) | st.text(max_size=20) | st.lists(st.sampled_from(NASTY), max_size=4).map("".join)
+
+
+@settings(max_examples=80, deadline=None)
+@given(TEXTS, TEXTS, TEXTS, TEXTS | st.floats(), TEXTS | st.integers())
+def test_no_text_in_the_provenance_gets_out_of_the_docstring(
+    task: str, objective: str, run: str, default: object, recommended: object
+) -> None:
+    about = {"task": task, "objective": objective, "run": run, "default": default, "recommended": recommended}
+    source = export_recipe(told(**about, horizon=run), "python")
+    assert statements(source) == statements(export_recipe(Recipe.default(), "python"))
+    docstring = ast.get_docstring(ast.parse(source))
+    assert docstring is not None
+    assert "Measured by adamtune" in docstring
+    assert docstring.startswith("Optimizer recipe, written by adamtune.")
+    source.encode()
+
+
+def test_the_module_says_what_was_measured() -> None:
+    about = {"task": "my.tasks:mlp", "horizon": 300, "objective": "loss", "default": 0.2832, "recommended": 0.0928}
+    docstring = ast.get_docstring(ast.parse(export_recipe(told(**about), "python")))
+    assert docstring is not None
+    assert "on my.tasks:mlp, 300 steps: loss 0.2832 with the default recipe,\n0.0928 with this one" in docstring
+    assert "Measured" not in export_recipe(Recipe.default(), "python")
+
+
+def test_clipping_is_in_the_loop_the_module_shows() -> None:
+    assert "clip_grad_norm_" not in export_recipe(Recipe(), "python")
+    clipped = export_recipe(Recipe(clip_norm=1.0), "python")
+    assert "clip_grad_norm_(model.parameters(), CLIP_NORM)\n" in clipped
+    assert "after scaler.unscale_" in export_recipe(Recipe(clip_norm=1.0, precision="fp16"), "python")
+
+
+@pytest.mark.parametrize("name", ["True_", "import_me", "a-b"])
+def test_group_names_and_patterns_are_data(name: str) -> None:
+    pattern = "'] + exit() + ['\\\"\n*"
+    rules = (GroupRule(name=name, match=Match(params=(pattern, "*weight"))),)
+    (_, *groups), _, _ = trained(imported(Recipe(groups=rules)).build_optimizer, 15)
+    assert [group["name"] for group in groups] == [name, "default"]
+
+
+@settings(max_examples=30, deadline=None)
+@given(recipes())
+def test_exported_yaml_is_the_recipe(recipe: Recipe) -> None:
+    assert Recipe.from_yaml(export_recipe(recipe, "yaml")) == recipe
+
+
+def test_formats_are_named_where_one_is_not_known() -> None:
+    assert sorted(FORMATS) == ["python", "yaml"]
+    with pytest.raises(ExportError, match="no export format 'yml'; did you mean 'yaml'"):
+        export_recipe(Recipe(), "yml")
+    with pytest.raises(ExportError, match="known are: python, yaml"):
+        export_recipe(Recipe(), "")
+
+
+def test_a_recipe_is_taken_from_a_run_directory_or_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("lr: 0.5\n")
+    assert recipe_of(tmp_path) == recipe_of(path) == Recipe(lr=0.5)
+    with pytest.raises(RecipeError, match=r"gone\.yaml: no such file"):
+        recipe_of(tmp_path / "gone.yaml")
+    (tmp_path / "run").mkdir()
+    with pytest.raises(RunDirError, match="is no run directory"):
+        recipe_of(tmp_path / "run")
+    (tmp_path / "run" / "spec.yaml").touch()
+    with pytest.raises(RunDirError, match="has not finished"):
+        recipe_of(tmp_path / "run")
+
+
+def test_nothing_that_is_there_is_overwritten_unless_asked(tmp_path: Path) -> None:
+    target = tmp_path / "optim_recipe.py"
+    write_export(target, "one", force=False)
+    with pytest.raises(ExportError, match=r"optim_recipe\.py exists; name another file, or replace it with --force"):
+        write_export(target, "two", force=False)
+    assert target.read_text() == "one"
+    write_export(target, "two", force=True)
+    assert target.read_text() == "two"
+    for force in (False, True):
+        with pytest.raises(ExportError, match="is a folder; name the file"):
+            write_export(tmp_path, "three", force)
+        with pytest.raises(ExportError, match=r"there is no folder .*no to write x\.py in"):
+            write_export(tmp_path / "no" / "x.py", "three", force)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["optim_recipe.py"]
+
+
+def test_numbers_are_written_in_full() -> None:
+    exact = Recipe(lr=0.1 + 0.2, betas=(1 / 3, math.nextafter(1.0, 0.0)), eps=5e-324)
+    default = imported(exact).DEFAULT
+    assert (default["lr"], default["betas"], default["eps"]) == (exact.lr, exact.betas, exact.eps)
