@@ -47,7 +47,7 @@ class Task:
     metrics: Mapping[str, Callable[[nn.Module, Batch], Tensor]] = field(default_factory=dict)
     """Name -> mean over the batch, e.g. accuracy; measured on the validation batches."""
     groups: Callable[[nn.Module], Mapping[str, Sequence[str]]] | None = None
-    """Parameter names by group, where those adamtune tells by itself are not the ones wanted. No stage asks about groups
+    """Parameter names by group, where those adamtune tells by itself are not wanted. No stage asks about groups
     yet; write such groups into the base recipe, matched by `params`."""
 
     @staticmethod
