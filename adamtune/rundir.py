@@ -32,6 +32,8 @@ FINAL = "final"
 
 _LOCK = ".lock"
 
+_RESULT_KEYS = {"task", "objective", "default", "recommended", "stages", "steps_used", "wall_seconds", "changed"}
+
 
 class RunDir:
     """One run's directory. Files appear whole or not at all; only the log and Optuna's journal grow line by line."""
@@ -134,7 +136,7 @@ def read_result(run: Path) -> dict[str, Any]:
     path = run / RESULT
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(data, dict) or "stages" not in data:
+        if not isinstance(data, dict) or not set(data) >= _RESULT_KEYS:
             raise ValueError("it holds no sweep result")
     except FileNotFoundError:
         if (run / SPEC).exists():
@@ -156,5 +158,7 @@ def finished_runs(folder: Path) -> list[Path]:
 def next_run_dir(name: str) -> Path:
     """`runs/NAME-N` below the working directory, N one above the highest there."""
     runs = Path("runs")
-    tails = [entry.name.removeprefix(f"{name}-") for entry in runs.glob(f"{name}-*")]
-    return runs / f"{name}-{max((int(tail) for tail in tails if tail.isdigit()), default=0) + 1}"
+    there = [entry.name for entry in runs.iterdir()] if runs.is_dir() else []
+    tails = [entry.removeprefix(f"{name}-") for entry in there if entry.startswith(f"{name}-")]
+    numbers = [int(tail) for tail in tails if tail.isascii() and tail.isdigit()]
+    return runs / f"{name}-{max(numbers, default=0) + 1}"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, create_model, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, PlainSerializer, create_model, model_validator
 
 from adamtune import yaml_text
 from adamtune.errors import Problem, RecipeError, SpecError, TaskReferenceError
@@ -27,7 +27,7 @@ class TaskSpec(Frozen):
     """Which task, and what its function is called with."""
 
     ref: str
-    args: dict[str, Any] = Field(default_factory=dict)
+    args: dict[str, JsonValue] = Field(default_factory=dict)
 
 
 def _seconds(value: object) -> object:
@@ -136,9 +136,9 @@ class Spec(Frozen):
     """A sweep, fully described. `load_spec` reads one from a file."""
 
     task: TaskSpec
-    horizon: Annotated[Whole, Field(ge=1)]
+    horizon: Annotated[Whole, Field(ge=1, le=1_000_000_000)]
     """Optimizer steps of the run the recipe is for."""
-    budget: Budget = Budget(trials=60)
+    budget: Budget = Budget(trials=100)
     seeds: Annotated[Whole, Field(ge=1)] = 3
     """Seeds each candidate is tried on before the best is confirmed on others."""
     base: Recipe = Field(default_factory=Recipe.default)
@@ -162,6 +162,7 @@ class Spec(Frozen):
     def to_yaml(self) -> str:
         """The spec with every default filled in, as `spec.yaml` keeps it."""
         data = self.model_dump(mode="json") | {"base": self.base.to_dict()}
+        data["task"]["args"] = self.task.args  # pydantic's JSON has no infinity, YAML has
         data["space"] = {name: bounds for name, bounds in data["space"].items() if bounds is not None}
         return yaml_text.dump(data)
 
@@ -212,4 +213,7 @@ def resolve_spec(data: Mapping[str, Any], source: str, folder: Path) -> Spec:
 
 def _find(path: str, folder: Path) -> Path:
     beside = folder / path
-    return beside if beside.exists() else Path(path)
+    try:
+        return beside if beside.exists() else Path(path)
+    except (OSError, ValueError) as problem:  # too long a name, or a NUL in it
+        raise RecipeError(path[:60], [Problem("", f"no name a file can have: {problem}"[:120])]) from None

@@ -214,7 +214,11 @@ class TaskReference:
             raise TaskReferenceError(f"'{place}' in '{text}' is neither a module name nor a path ending in .py")
         tried = [folder / place for folder in (*folders, Path.cwd())]
         for path in tried:
-            if path.is_file():
+            try:
+                found = path.is_file()
+            except (OSError, ValueError):  # too long a name, or a NUL in it
+                found = False
+            if found:
                 return cls(str(path.resolve()), function)
         raise TaskReferenceError(f"no file {' or '.join(dict.fromkeys(map(str, tried)))} for the task '{text}'")
 

@@ -236,6 +236,8 @@ def _sentence(
 
 
 def _shown(value: Any) -> str:
+    if value is None:
+        return "nothing"
     text = repr(value)
     return f"{text if len(text) <= 60 else text[:57] + '...'} (a {_kind(value)})"
 

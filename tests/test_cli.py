@@ -279,16 +279,25 @@ def test_debug_adds_the_traceback(cli: Cli, tmp_path: Path) -> None:
     assert "Traceback" not in cli("lr-find", f"{TASKS}:raising").err
 
 
-def test_a_bug_of_ours_is_told_as_one(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (
+            ZeroDivisionError("oh"),
+            1,
+            "adamtune has a bug here (ZeroDivisionError: oh); run it again with --debug and report that",
+        ),
+    ],
+)
+def test_whatever_else_ends_a_command_is_told_in_one_line(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, told: str
+) -> None:
     def broken(folder: Path) -> None:
-        raise ZeroDivisionError("oh")
+        raise error
 
     monkeypatch.setattr("adamtune.rundir.finished_runs", broken)
-    said = cli("show")
-    assert said.code == 1
-    assert said.err == (
-        "adamtune: adamtune has a bug here (ZeroDivisionError: oh); run it again with --debug and report that\n"
-    )
+    assert cli("show") == Said(code, "", f"adamtune: {told}\n")
 
 
 # --- results as JSON, for scripts

@@ -49,7 +49,7 @@ def test_what_a_spec_leaves_out_is_filled_in(load: Callable[..., Spec]) -> None:
     assert load(LEAST) == Spec(
         task=TaskSpec(ref="a.b:c", args={}),
         horizon=300,
-        budget=Budget(trials=60),
+        budget=Budget(trials=100),
         seeds=3,
         base=Recipe.default(),
         stages=None,

@@ -230,7 +230,7 @@ def test_a_default_that_diverges_is_told_and_left(tmp_path: Path) -> None:
 
 
 def test_when_the_time_is_spent_the_default_stays_and_is_still_measured(tmp_path: Path) -> None:
-    run = Run(tmp_path / "run", spec(stages=["lr", "eps"], budget=Budget(time=1e-6)))
+    run = Run(tmp_path / "run", spec(budget=Budget(time=1e-6)))
     assert [stage["verdict"] for stage in run.json["stages"]] == ["unasked"] * 2
     assert run.json["default"] == run.json["recommended"]
     assert run.json["changed"] == {}

@@ -56,6 +56,8 @@ def run(arguments: list[str], debug: bool = False) -> int:
     """Run one command; its exit code. Every error is told in one place, here."""
     try:
         code = app(arguments, prog_name="adamtune", standalone_mode=False)
+        if code == ExitCode.INTERRUPTED and not isinstance(code, ExitCode):  # typer's own word for Ctrl-C: say it
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else ExitCode.DONE
     except typer.TyperException as error:  # a wrong option or argument
         return _tell(error.format_message(), error.exit_code, debug)

@@ -41,6 +41,8 @@ def lr_find(
     Example: adamtune lr-find adamtune.tasks.digits:task --horizon 300
     """
     arguments = parse_task_args(task_arg or [])
+    if plot is not None and (plot.is_dir() or not plot.parent.is_dir()):
+        raise InputError(f"--plot {plot}: name a file in a folder that exists")
     from adamtune.lr_finder import lr_find as find
     from adamtune.recipe import load_recipe
     from adamtune.report import terminal

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from adamtune.errors import ExitCode
+from adamtune.errors import ExitCode, RunDirError
 
 
 def show(
@@ -24,7 +24,12 @@ def show(
     from adamtune.rundir import finished_runs, read_result
 
     if run is None:
-        found = {path: read_result(path) for path in finished_runs(Path("runs"))}
+        found = {}
+        for path in finished_runs(Path("runs")):
+            try:
+                found[path] = read_result(path)
+            except RunDirError as problem:
+                typer.echo(f"adamtune: left out: {problem}", err=True)
         if json:
             terminal.print_json({str(path): result for path, result in found.items()})
         else:

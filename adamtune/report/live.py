@@ -79,7 +79,7 @@ class SweepScreen(Progress):
     def on_plan(self, plan: Plan, groups: Sequence[ParamGroup]) -> None:
         """See `Progress`."""
         self._plan = plan
-        self._console.print(f"run directory: {self._run_dir}")
+        self._console.print(f"run directory: {self._run_dir}", markup=False)
         for group in groups:
             self._console.print(
                 f"param group {group.name}: {group.tensors} tensors, {group.parameters:,} parameters, "

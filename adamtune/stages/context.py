@@ -168,6 +168,23 @@ class StageContext:
         """
         self.budget.claim(sum(request.horizon for request in requests))
         batch = self._engine.open(requests)
+        try:
+            self._advance(batch, study, asked, rungs, prune_at)
+        finally:  # whatever happens, what was trained is counted and kept
+            results = batch.results()
+            for trial, result in zip(asked, results, strict=True):
+                study.tell(trial, result, self.value(result))
+                self.keep(stage, study.name, trial.number, result)
+        return results
+
+    def _advance(
+        self,
+        batch: TrialBatch,
+        study: KnobStudy,
+        asked: Sequence[Asked],
+        rungs: Sequence[int],
+        prune_at: Iterable[int],
+    ) -> None:
         objective = self.spec.objective.name
         for rung in rungs:
             reports = batch.advance(rung)
@@ -178,11 +195,6 @@ class StageContext:
                 for index, _ in running:
                     if study.should_prune(asked[index]):
                         batch.prune(index)
-        results = batch.results()
-        for trial, result in zip(asked, results, strict=True):
-            study.tell(trial, result, self.value(result))
-            self.keep(stage, study.name, trial.number, result)
-        return results
 
     def open(self, requests: Sequence[TrialRequest]) -> TrialBatch:
         """Trials that are no race, such as the range test's; the caller tells the study and must `keep` the results."""

@@ -28,7 +28,8 @@ _SHORTEST = 20
 COARSE, _FINE = 0.5, 0.25
 """Spacing of the short and of the full-length trials, in decades."""
 
-_MOST_WIDENINGS = 8
+_MOST_COARSE, _MOST_FINE = 13, 6
+"""Learning rates tried at most, with all widening."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,10 @@ def ladder(
     horizon: int,
     spacing: float,
     limits: Knob,
+    most: int = 21,
     keep: float = 0.5,
 ) -> Response:
-    """Trials at `lrs` (rising) over `horizon`, widened by `spacing` decades while the best lies at an end.
+    """Trials at `lrs` (rising) over `horizon`, up to `most` with those added while the best lies at an end.
 
     Each round goes on with the share `keep` of its learning rates at half its length, by Optuna's pruner. Raises
     `NothingLearned` when every trial diverges even at the lower limit.
@@ -74,7 +76,7 @@ def ladder(
     study = context.study(f"{stage}/{horizon}-steps", [limits], keep)
     scores: dict[float, float] = {}
     new = sorted(lrs)
-    for _ in range(1 + _MOST_WIDENINGS):
+    while new:
         asked = [trial for lr in new for trial in study.ask({"lr": lr}, seeds)]
         requests = [TrialRequest(recipe.with_knob("lr", lr), seed, horizon) for lr in new for seed in seeds]
         middle = [horizon // 2] if len(new) > 2 and horizon >= 2 else []
@@ -83,9 +85,7 @@ def ladder(
             own = results[place * len(seeds) : (place + 1) * len(seeds)]
             scores[lr] = context.score(map(context.value, own))
         response = Response(horizon, tuple(sorted(scores)), tuple(scores[lr] for lr in sorted(scores)))
-        new = _beyond(response, spacing, limits)
-        if not new:
-            break
+        new = _beyond(response, spacing, limits)[: most - len(scores)]
     if not any(map(math.isfinite, response.scores)):
         raise NothingLearned(
             f"all {len(scores) * len(seeds)} trials diverged, at every learning rate from {response.lrs[0]:.2g} to "
@@ -147,17 +147,19 @@ def around(context: StageContext, incumbent: Recipe) -> list[float]:
 
 
 def cost(spec: Spec) -> int:
-    """Steps at most, for a band of four decades."""
-    return 9 * spec.seeds * squeezed(spec.horizon) + choice_cost(spec, [0.0] * 5)
+    """Steps at most."""
+    return _MOST_COARSE * spec.seeds * squeezed(spec.horizon) + choice_cost(spec, [0.0] * (_MOST_FINE - 1))
 
 
 def run(context: StageContext, incumbent: Recipe) -> StageAnswer:
     """Short trials over the band, full ones around their optimum, then the fitted best against the incumbent."""
     knob = context.spec.knob("lr")
-    coarse = ladder(context, NAME, incumbent, around(context, incumbent), squeezed(context.horizon), COARSE, knob)
+    coarse = ladder(
+        context, NAME, incumbent, around(context, incumbent), squeezed(context.horizon), COARSE, knob, _MOST_COARSE
+    )
     centre = knob.clip(optimum(coarse))
     near = sorted({knob.clip(centre * 10 ** (_FINE * k)) for k in (-2, -1, 0, 1)})
-    full = ladder(context, NAME, incumbent, near, context.horizon, _FINE, knob, keep=0.75)
+    full = ladder(context, NAME, incumbent, near, context.horizon, _FINE, knob, _MOST_FINE, keep=0.75)
     best = float(f"{knob.clip(optimum(full)):.3g}")
     details: dict[str, Any] = {
         "responses": [{"horizon": r.horizon, "lrs": list(r.lrs), "scores": list(r.scores)} for r in (coarse, full)]

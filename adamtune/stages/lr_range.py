@@ -109,7 +109,7 @@ def cost(spec: Spec) -> int:
 def _ramp(spec: Spec) -> Ramp:
     """The default ramp inside the spec's range of lr; no longer than the run itself, but for the shortest runs."""
     knob = spec.knob("lr")
-    start = max(START, knob.low)
+    start = max(START, knob.low) if knob.high > 10 * START else knob.low
     return Ramp(start, min(max(END, 10 * start), knob.high), min(STEPS, max(_LEAST_STEPS, spec.horizon)))
 
 
