@@ -145,6 +145,8 @@ def read(path: Path, error: type[DocumentError] = DocumentError) -> dict[str, An
         raise error(str(path), [Problem("", f"not a UTF-8 text ({problem.reason})")]) from None
     except OSError as problem:
         raise error(str(path), [Problem("", f"cannot be read: {problem.strerror}")]) from None
+    except ValueError as problem:  # a NUL in the name
+        raise error(repr(str(path)), [Problem("", f"cannot be read: {problem}")]) from None
     return parse(text, str(path), error)
 
 

@@ -214,6 +214,8 @@ def test_several_problems_are_told_in_one_go_each_with_its_path(cli: Cli, specs:
         (["lr-find", "TASK", "--end", "nan"], "start must be above 0 and below end"),
         (["lr-find", "TASK", "--device", "warp"], "the device 'warp' cannot be used"),
         (["lr-find", "TASK", "--recipe", "gone.yaml"], "gone.yaml: no such file"),
+        (["lr-find", "TASK", "--plot", "no/such.html"], "--plot no/such.html: name a file in a folder that exists"),
+        (["lr-find", "TASK", "--plot", "."], "name a file in a folder that exists"),
         (["lr-find", "TASK", "--task-arg", "pause"], "--task-arg pause: write it as name=value"),
         (["lr-find", "TASK", "--task-arg", "=3"], "--task-arg =3: write it as name=value"),
         (["lr-find", "TASK", "--task-arg", "pause=["], "--task-arg pause: line 1"),
@@ -371,13 +373,25 @@ def test_sweep_and_show_tell_people_the_answer(cli: Cli, spec: Callable[..., Pat
     assert cli("show").out.startswith("no finished runs in runs/; start one with: adamtune sweep ")
 
 
+@pytest.mark.parametrize("folder", ["[red]x", "a[/b]"])
+def test_a_run_directory_with_brackets_is_told_as_it_is(cli: Cli, spec: Callable[..., Path], folder: str) -> None:
+    said = cli("sweep", spec(), "--run-dir", folder)
+    assert said.code == 0
+    assert said.err.startswith(f"run directory: {folder}\n")
+    assert said.out.endswith(f"recipe:      {folder}/recipe.yaml\n")
+
+
 def test_show_lists_the_runs_of_the_working_directory(cli: Cli, finished: Path, tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "mine").symlink_to(finished)
     (tmp_path / "runs" / "unfinished").mkdir()
     (tmp_path / "runs" / "README.md").touch()
+    assert cli("show").err == ""
+    (tmp_path / "runs" / "broken").mkdir()
+    (tmp_path / "runs" / "broken" / "result.json").write_text("{")
     said = cli("show")
     assert said.code == 0
+    assert said.err.startswith("adamtune: left out: runs/broken/result.json cannot be read as a result")
     assert [line.split()[0] for line in said.out.splitlines()] == ["run", "runs/mine"]
 
 

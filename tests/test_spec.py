@@ -190,6 +190,7 @@ def test_every_shipped_spec_loads(path: Path) -> None:
         ("task: {ref: 'a.b:c', args: 3}\nhorizon: 1", "$.task.args", "a mapping"),
         ("task: {ref: 'a.b:c', arg: 3}\nhorizon: 1", "$.task.arg", "did you mean 'args'?"),
         ("task: {ref: 'a.b:c'}\nhorizon: 0", "$.horizon", "at least 1"),
+        (f"task: {{ref: 'a.b:c'}}\nhorizon: 1{'0' * 400}", "$.horizon", "at most"),
         ("task: {ref: 'a.b:c'}\nhorizon: '300'", "$.horizon", "a whole number"),
         ("task: {ref: 'a.b:c'}\nhorizon: 1.5", "$.horizon", "a whole number"),
         ("task: {ref: 'a.b:c'}\nhorizon: yes", "$.horizon", "a whole number"),
@@ -286,6 +287,24 @@ def test_files_a_spec_names_are_looked_for_beside_it_and_then_in_the_working_dir
     assert loaded("both") == (f"{beside / 'both.py'}:f", 0.25)
     assert loaded("only") == (f"{here / 'only.py'}:f", 0.125)
     assert loaded(str(here / "both")) == (f"{here / 'both.py'}:f", 0.5)
+
+
+@pytest.mark.parametrize("long", [300, 5000])
+def test_a_name_too_long_for_a_file_is_a_spec_error(problems: Callable[[str], dict[str, str]], long: int) -> None:
+    assert "no file" in problems(f"task: {{ref: '{'a' * long}.py:f'}}\nhorizon: 1")["$.task.ref"]
+    assert problems(f"{LEAST}base: {'a' * long}")
+
+
+@pytest.mark.parametrize(
+    "value", [".inf", ".nan", "2020-01-01", "{1: 2}", "!!binary aGk=", "!!binary /w==", "!!set {a}"]
+)
+def test_a_task_arg_is_kept_by_spec_yaml_or_refused(load: Callable[..., Spec], value: str) -> None:
+    try:
+        spec = load(f"task: {{ref: 'a.b:c', args: {{x: {value}}}}}\nhorizon: 1\n")
+    except SpecError as error:
+        assert all(problem.where.startswith("$.task.args.x") for problem in error.problems)  # noqa: PT017
+    else:
+        assert repr(load(spec.to_yaml()).task.args) == repr(spec.task.args)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

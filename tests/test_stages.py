@@ -38,6 +38,9 @@ class FormulaEngine:
     """Trials whose loss at every step is `formula(recipe, seed)`; NaN is a divergence. A ramp's follows its lr."""
 
     formula: Formula
+    short_formula: Formula | None = None
+    """Of trials shorter than `short_below` steps, where these are not like the others."""
+    short_below: int = 100
     name: str = "formula"
     opened: list[TrialRequest] = field(default_factory=list)
     steps: int = 0
@@ -57,7 +60,8 @@ class FormulaBatch:
     def _loss(self, request: TrialRequest, step: int) -> float:
         ramp = request.ramp
         recipe = request.recipe if ramp is None else request.recipe.with_knob("lr", ramp.lr_at(step))
-        return self._engine.formula(recipe, request.seed)
+        short = self._engine.short_formula if request.horizon < self._engine.short_below else None
+        return (short or self._engine.formula)(recipe, request.seed)
 
     def advance(self, to_step: int, evaluate: bool = True) -> list[RungReport | None]:
         return [self._advance(at, to_step, evaluate) for at in range(len(self._requests))]
@@ -270,6 +274,19 @@ def test_the_range_stage_stays_inside_the_space_of_the_spec() -> None:
     assert answer.details["lrs"][0] == pytest.approx(1e-4)
 
 
+@pytest.mark.parametrize(("low", "high"), [(5e-8, 1e-6), (1e-7, 5e-7), (2e-3, 5e-3), (0.2, 5.0), (1.0, 1.001)])
+def test_the_range_of_the_spec_may_lie_anywhere(low: float, high: float) -> None:
+    space = {"lr": {"low": low, "high": high}}
+    lab = bench(bowl(math.sqrt(low * high)), horizon=40, stages=["lr_range", "lr"], space=space)
+    recipe = run_plan(make_plan(lab.context.spec), lab.context, Progress())
+    for request in lab.engine.opened:
+        if request.ramp is not None:
+            assert low * 0.999 <= request.ramp.start < request.ramp.end
+        elif request.recipe != Recipe():
+            assert low * 0.999 <= request.recipe.lr <= high * 1.001
+    assert recipe.lr == pytest.approx(math.sqrt(low * high), rel=0.1)
+
+
 # --- the lr of least loss
 
 
@@ -395,6 +412,22 @@ def test_the_lr_stage_says_when_the_best_lies_at_the_end_of_what_may_be_searched
     answer = lr.run(lab.context, Recipe())
     assert answer.recipe.lr == 1e-2
     assert "the best lies at the upper end of what may be searched" in answer.reason
+
+
+@pytest.mark.parametrize("best", [1e-4, 1e-3, 0.3])
+def test_the_lr_stage_keeps_to_its_cost_and_learns_something_where_short_trials_mislead(best: float) -> None:
+    def lab(budget: float) -> Bench:
+        made = bench(bowl(best), budget=budget, horizon=100, stages=["lr"], base=Recipe(lr=5.0))
+        made.engine.short_formula = bowl(1e-2)
+        return made
+
+    planned = make_plan(lab(math.inf).context.spec).stages[0].steps
+    for budget in (math.inf, planned):
+        one = lab(budget)
+        recipe = run_plan(make_plan(one.context.spec), one.context, Progress())
+        assert one.context.answers["lr"].verdict is Verdict.CHANGED
+        assert abs(math.log10(recipe.lr / best)) < 2  # the best of those it could pay for
+        assert one.engine.steps <= planned
 
 
 # --- a bracket of short trials

@@ -244,9 +244,10 @@ def test_without_a_name_a_run_gets_the_next_in_runs(tmp_path: Path, monkeypatch:
     assert sweep(quick).run_dir == Path("runs/sweep-1")
     (tmp_path / "quick.yaml").write_text(quick.to_yaml())
     assert adamtune.sweep("quick.yaml").run_dir == Path("runs/quick-1")
-    for name in ("quick-7", "quick-x", "quick-07-2", "quicker-9"):
+    for name in ("quick-7", "quick-x", "quick-07-2", "quicker-9", "quick-²", "quick[1]-3"):
         (tmp_path / "runs" / name).mkdir()
     assert next_run_dir("quick") == Path("runs/quick-8")
+    assert next_run_dir("quick[1]") == Path("runs/quick[1]-4")
 
 
 def test_runs_may_share_one_storage_but_not_one_name_in_it(tmp_path: Path) -> None:
@@ -291,6 +292,15 @@ def test_a_task_that_raises_midway_leaves_the_trials_measured_until_then(tmp_pat
     assert len(curves.merge(trials, on=["study", "trial"])) == len(curves) >= len(trials)
     assert not (tmp_path / "run" / "recipe.yaml").exists()
     assert "ended by TaskError" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_what_a_race_has_trained_is_kept_when_one_of_its_trials_raises(tmp_path: Path) -> None:
+    told = Steps()
+    with pytest.raises(TaskError):
+        sweep(spec("raising", args={"after": 150}, horizon=20, stages=["lr"]), tmp_path / "run", told)
+    trials = pd.read_csv(tmp_path / "run" / "trials.csv")
+    assert (trials["outcome"] == "completed").any()
+    assert 0 < told.count - 20 < trials["steps"].sum()
 
 
 @pytest.mark.parametrize(
@@ -390,6 +400,7 @@ def test_an_empty_folder_is_taken_and_the_lock_of_a_dead_process_is_no_obstacle(
         ({"result.json": "{"}, "cannot be read as a result"),
         ({"result.json": "[]"}, "cannot be read as a result"),
         ({"result.json": "{}"}, "it holds no sweep result"),
+        ({"result.json": '{"stages": []}'}, "it holds no sweep result"),
     ],
 )
 def test_a_folder_without_a_result_is_told_apart(files: dict[str, str] | None, told: str, tmp_path: Path) -> None:
