@@ -23,9 +23,12 @@ def build(recipe: Recipe, model: nn.Module, total_steps: int) -> tuple[Optimizer
 
 
 def build_with(
-    recipe: Recipe, model: nn.Module, multiplier_at: Callable[[int], float]
+    recipe: Recipe, model: nn.Module, multiplier_at: Callable[[int], float], only: str | None = None
 ) -> tuple[Optimizer, LRScheduler]:
-    """The same with any lr curve: every group runs at its own lr times `multiplier_at(step)`, step from 0."""
+    """The same with any lr curve: every group runs at its own lr times `multiplier_at(step)`, step from 0.
+
+    With `only`, the group of that name does, and the others hold their lr.
+    """
     settings = [_torch_group(recipe, group) for group in param_groups(recipe, model)]
     optimizer: Optimizer
     match recipe.optimizer:
@@ -35,7 +38,12 @@ def build_with(
             optimizer = torch.optim.Adam(settings, lr=recipe.lr)
         case "sgd":
             optimizer = torch.optim.SGD(settings, lr=recipe.lr)
-    return optimizer, LambdaLR(optimizer, multiplier_at)
+    moves = [multiplier_at if only in (None, group["name"]) else _hold for group in settings]
+    return optimizer, LambdaLR(optimizer, moves)
+
+
+def _hold(step: int) -> float:
+    return 1.0
 
 
 def _torch_group(recipe: Recipe, group: ParamGroup) -> dict[str, Any]:

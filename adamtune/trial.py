@@ -56,6 +56,8 @@ class Ramp:
     start: float
     end: float
     steps: int
+    group: str | None = None
+    """Ramp this group only; the others hold the recipe's lr."""
 
     def lr_at(self, step: int) -> float:
         """Learning rate of update `step`, from 0; groups multiply it by their own `lr_mult`."""
@@ -231,7 +233,7 @@ class Trial:
         recipe, ramp = self.request.recipe, self.request.ramp
         if ramp is None:
             return build(recipe, self._model, self.request.horizon)
-        return build_with(recipe, self._model, lambda step: ramp.lr_at(step) / recipe.lr)
+        return build_with(recipe, self._model, lambda step: ramp.lr_at(step) / recipe.lr, ramp.group)
 
     def _train_step(self, probe: bool) -> None:
         """One optimizer step: `accumulate` batches, backward, clip, update; then the probe, before lr moves on."""

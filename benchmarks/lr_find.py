@@ -27,46 +27,69 @@ from adamtune.recipe import Recipe
 from adamtune.trial import TrialRequest
 from benchmarks.lr_tasks import CASES, Case
 
-SEEDS = range(20_000, 20_005)
+SEEDS = range(20_000, 20_012)
+FEW = 5
+"""Seeds of the whole grid; the points around the best get all of `SEEDS`, so that noise does not flatter the grid."""
+AROUND = 3
+"""Quarter decades on either side of the best."""
 LOWEST, HIGHEST = -4.5, -0.5  # log10 of the grid's ends, before a case's own shift
 SHIFTS = {"moved-to-1e-5": -3.18, "moved-to-1e-4": -2.18, "moved-to-0.3": 1.3, "moved-to-1": 1.8}
 
+Losses = dict[float, list[float]]
 
-def grid(name: str, case: Case) -> dict[float, list[float]]:
+
+def grid(name: str, case: Case) -> Losses:
     """Final validation losses of the full run by lr, one a seed; NaN where it diverged."""
     kept = Path("runs/bench-lr-find") / f"{name}.json"
+    losses: Losses = {}
     if kept.exists():
-        return {float(lr): losses for lr, losses in json.loads(kept.read_text()).items()}
-    engine = make_engine("auto", case.task, torch.device("cpu"))
-    losses: dict[float, list[float]] = {}
+        losses = {float(lr): values for lr, values in json.loads(kept.read_text()).items()}
     for place in range(round((HIGHEST - LOWEST) * 4) + 1):
-        lr = 10 ** (LOWEST + place / 4 + SHIFTS.get(name, 0.0))
-        recipe = Recipe.default().with_knob("lr", lr)
-        batch = engine.open([TrialRequest(recipe, seed, case.horizon) for seed in SEEDS])
-        batch.advance(case.horizon)
-        losses[lr] = [result.final() for result in batch.results()]
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps(losses))
+        losses.setdefault(10 ** (LOWEST + place / 4 + SHIFTS.get(name, 0.0)), [])
+    before = sum(map(len, losses.values()))
+    _train(case, losses, list(losses), FEW)
+    lrs = sorted(losses)
+    best = min(range(len(lrs)), key=lambda place: _mean(losses[lrs[place]][:FEW]))
+    _train(case, losses, lrs[max(0, best - AROUND) : best + AROUND + 1], len(SEEDS))
+    if sum(map(len, losses.values())) > before:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(losses))
     return losses
 
 
-class Truth:
-    """The full run's loss by lr: a parabola through the best five points of the grid, a smooth curve elsewhere."""
+def _train(case: Case, losses: Losses, lrs: list[float], seeds: int) -> None:
+    engine = make_engine("auto", case.task, torch.device("cpu"))
+    for lr in lrs:
+        recipe = Recipe.default().with_knob("lr", lr)
+        batch = engine.open([TrialRequest(recipe, seed, case.horizon) for seed in SEEDS[len(losses[lr]) : seeds]])
+        batch.advance(case.horizon)
+        losses[lr] += [result.final() for result in batch.results()]
 
-    def __init__(self, losses: dict[float, list[float]]) -> None:
-        means = {math.log10(lr): statistics.fmean(values) for lr, values in losses.items() if np.isfinite(values).all()}
-        self.x, self.y = np.array(sorted(means)), np.array([means[x] for x in sorted(means)])
-        low = max(0, int(self.y.argmin()) - 2)
-        self.near = self.x[low : low + 5]
-        self.parabola = np.polyfit(self.near, self.y[low : low + 5], 2)
-        self.best = float(np.clip(-self.parabola[1] / (2 * self.parabola[0]), self.near[0], self.near[-1]))
+
+def _mean(values: list[float]) -> float:
+    return statistics.fmean(values) if np.isfinite(values).all() else math.inf
+
+
+class Truth:
+    """The full run's loss by lr: near the best a cubic in log lr through the log loss of the best seven points, since
+    loss rises faster above the best lr than below it; a smooth curve through the grid elsewhere.
+    """
+
+    def __init__(self, losses: Losses) -> None:
+        means = {math.log10(lr): _mean(values) for lr, values in losses.items()}
+        self.x = np.array(sorted(x for x in means if math.isfinite(means[x])))
+        self.y = np.log([means[x] for x in self.x])
+        low = max(0, int(self.y.argmin()) - AROUND)
+        self.near = self.x[low : low + 2 * AROUND + 1]
+        self.fit = np.polynomial.Polynomial.fit(self.near, self.y[low : low + 2 * AROUND + 1], 3)
+        fine = np.linspace(self.near[0], self.near[-1], 2001)
+        self.best = float(fine[self.fit(fine).argmin()])
         self.curve = PchipInterpolator(self.x, self.y)
 
     def regret(self, lr: float) -> float:
         x = float(np.clip(math.log10(lr), self.x[0], self.x[-1]))  # past the grid: at least as bad as its end
         inside = self.near[0] <= x <= self.near[-1]
-        loss = np.polyval(self.parabola, x) if inside else self.curve(x)
-        return max(1.0, float(loss / np.polyval(self.parabola, self.best)))
+        return math.exp(max(0.0, float((self.fit if inside else self.curve)(x) - self.fit(self.best))))
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
 import sysconfig
@@ -144,6 +145,94 @@ def _diabetes() -> Task:
     )
 
 
+class PatchTransformer(nn.Module):
+    """Digits as sixteen patches of four pixels through two pre-norm blocks."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.embed = nn.Linear(4, width)
+        self.place = nn.Parameter(torch.zeros(16, width))
+        layer = nn.TransformerEncoderLayer(width, 4, 64, dropout=0.1, batch_first=True, norm_first=True)
+        self.blocks = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        patches = pixels.view(-1, 4, 2, 4, 2).transpose(2, 3).reshape(-1, 16, 4)
+        out: Tensor = self.head(self.blocks(self.embed(patches) + self.place).mean(1))
+        return out
+
+
+class CharLSTM(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(len(chars.ALPHABET), 24)
+        self.lstm = nn.LSTM(24, 48, num_layers=2, batch_first=True)
+        self.head = nn.Linear(48, len(chars.ALPHABET))
+
+    def forward(self, codes: Tensor) -> Tensor:
+        out: Tensor = self.head(self.lstm(self.embed(codes))[0])
+        return out
+
+
+def _autoencoder() -> Task:
+    pixels, _ = digits._data()
+    rows = digits.TRAIN_ROWS
+    return Task.supervised(
+        lambda: nn.Sequential(
+            nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 12), nn.Linear(12, 128), nn.GELU(), nn.Linear(128, 64)
+        ),
+        (pixels[:rows], pixels[:rows]),
+        (pixels[rows:], pixels[rows:]),
+        functional.mse_loss,
+        name="digits-autoencoder",
+    )
+
+
+def _breast_cancer() -> Task:
+    from sklearn.datasets import load_breast_cancer
+
+    data = load_breast_cancer()
+    order = torch.randperm(len(data.target), generator=torch.Generator().manual_seed(0))
+    x = torch.from_numpy(data.data).float()[order]
+    x = (x - x[:350].mean(0)) / x[:350].std(0)
+    y = torch.from_numpy(data.target).long()[order]
+    return Task.supervised(
+        lambda: nn.Sequential(nn.Linear(30, 64), nn.LayerNorm(64), nn.ReLU(), nn.Dropout(0.3), nn.Linear(64, 2)),
+        (x[:350], y[:350]),
+        (x[350:], y[350:]),
+        functional.cross_entropy,
+        name="breast-cancer",
+    )
+
+
+@functools.cache
+def _pretrained() -> dict[str, Tensor]:
+    """Weights of a digits MLP trained on the classes 0 to 4 of the validation rows, upside down."""
+    pixels, classes = digits._data()
+    seen = classes[digits.TRAIN_ROWS :] < 5
+    x, y = pixels[digits.TRAIN_ROWS :][seen], classes[digits.TRAIN_ROWS :][seen]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = _mlp(1.0)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        for _ in range(300):
+            rows = torch.randint(len(x), (32,))
+            optimizer.zero_grad()
+            functional.cross_entropy(model(x[rows]), y[rows]).backward()
+            optimizer.step()
+    return model.state_dict()
+
+
+def _finetuned() -> nn.Module:
+    model = _mlp(1.0)
+    model.load_state_dict(_pretrained())
+    return model
+
+
+def _char_lstm() -> Task:
+    return dataclasses.replace(_char_gru(), name="char-lstm", make_model=CharLSTM)
+
+
 CASES: dict[str, Callable[[], Case]] = {
     "digits-mlp": lambda: Case(digits.task(), 300),
     "digits-mlp-long": lambda: Case(digits.task(), 2000),
@@ -155,6 +244,12 @@ CASES: dict[str, Callable[[], Case]] = {
     "name-embeddings": lambda: Case(_name_embeddings(), 500),
     "char-gru": lambda: Case(_char_gru(), 400),
     "char-gpt": lambda: Case(chars.task(length=32, width=32), 300),
+    "digits-transformer": lambda: Case(_digits(PatchTransformer, "digits-transformer"), 600),
+    "digits-autoencoder": lambda: Case(_autoencoder(), 800),
+    "breast-cancer": lambda: Case(_breast_cancer(), 300),
+    "digits-finetuned": lambda: Case(_digits(_finetuned, "digits-finetuned"), 300),
+    "char-lstm": lambda: Case(_char_lstm(), 1000),
+    "char-gpt-long": lambda: Case(chars.task(length=32, width=32), 1000),
     "moved-to-1e-5": lambda: Case(_digits(lambda: _mlp(1500.0), "moved-to-1e-5"), 300),
     "moved-to-1e-4": lambda: Case(_digits(lambda: _mlp(150.0), "moved-to-1e-4"), 300),
     "moved-to-0.3": lambda: Case(_digits(lambda: _mlp(0.05), "moved-to-0.3"), 300),

@@ -307,7 +307,7 @@ def test_whatever_else_ends_a_command_is_told_in_one_line(
 
 LR_FIND_KEYS = {
     *("version", "task", "status", "reason", "suggestion", "interval", "band", "suggestions", "steps_used", "horizon"),
-    *("seeds", "seconds", "curve", "response"),
+    *("seeds", "seconds", "curve", "response", "stopped", "group"),
 }
 SWEEP_KEYS = {
     *("version", "task", "horizon", "objective", "steps_used", "wall_seconds", "default", "recommended", "difference"),
@@ -316,11 +316,11 @@ SWEEP_KEYS = {
 
 
 def test_lr_find_prints_json(cli: Cli, tmp_path: Path) -> None:
-    said = cli("lr-find", f"{TASKS}:separable", "--horizon", "120", "--task-arg", "pause=0e0", "--json")
+    said = cli("lr-find", "adamtune.tasks.digits:task", "--horizon", "120", "--task-arg", "hidden=64", "--json")
     assert said.code == 0
     found = said.json
     assert set(found) == LR_FIND_KEYS
-    assert (found["version"], found["task"], found["horizon"]) == (1, "separable", 120)
+    assert (found["version"], found["task"], found["horizon"]) == (1, "digits-mlp", 120)
     assert found["interval"][0] < found["suggestion"] < found["interval"][1]
     assert 1e-3 < found["suggestion"] < 1
     assert found["band"][0] < found["band"][1]

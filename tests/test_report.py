@@ -20,7 +20,7 @@ from adamtune.lr_finder import LRFindResult, LRFindStatus
 from adamtune.report.html import report_html
 from adamtune.report.lr_plot import lr_html_plot, lr_terminal_plot
 from adamtune.stages.lr import Response
-from adamtune.stages.lr_curve import RangeCurve, RangeStatus, read_curve
+from adamtune.stages.lr_curve import RangeCurve, read_curve
 
 HOSTILE = "</script><script>hacked()</script><img src=x onerror=hacked()>"
 LRS = [1e-6 * 10 ** (k / 10) for k in range(51)]
@@ -443,6 +443,8 @@ def found(curve: RangeCurve, suggestion: float | None = 0.0219, response: Respon
         task="</script><b>task",
         status=LRFindStatus.OK if suggestion else LRFindStatus(curve.status),
         reason="the reason",
+        stopped="the ramp ended at lr 0.1",
+        group=None,
         suggestion=suggestion,
         interval=(0.01, 0.04) if suggestion else None,
         horizon=300,
@@ -505,11 +507,11 @@ def test_two_plots_in_a_row_do_not_mix(curve: RangeCurve) -> None:
 
 def test_a_curve_without_a_band_is_drawn_without_marks() -> None:
     flat = read_curve(LRS, [[2.0 + 0.1 * math.sin(9 * k) for k in range(len(LRS))]], window=2.0)
-    assert flat.status is RangeStatus.FLAT
+    assert flat.band is None
     plot = lr_terminal_plot(found(flat, suggestion=None), 80)
     assert "band" not in plot
     assert "!" not in plot
-    assert "none (flat: the reason)" in text_of(lr_html_plot(found(flat, suggestion=None)))
+    assert "none (noisy: the reason)" in text_of(lr_html_plot(found(flat, suggestion=None)))
 
 
 def test_no_curve_no_plot() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import math
 import random
@@ -41,6 +42,7 @@ class FormulaEngine:
     short_formula: Formula | None = None
     """Of trials shorter than `short_below` steps, where these are not like the others."""
     short_below: int = 100
+    untrained: float = 1e9
     name: str = "formula"
     opened: list[TrialRequest] = field(default_factory=list)
     steps: int = 0
@@ -74,7 +76,8 @@ class FormulaBatch:
         self._engine.steps += len(new)
         self._steps[at] += len(new)
         losses = tuple(self._loss(request, step) for step in new)
-        values = {"loss": losses[-1], "score": losses[-1]} if evaluate else {}
+        last = losses[-1] if losses else self._engine.untrained
+        values = {"loss": last, "score": last} if evaluate else {}
         self._rungs[at].append(RungReport(self._steps[at], losses, values))
         if not all(map(math.isfinite, losses)):
             self._outcomes[at] = Outcome.DIVERGED
@@ -190,12 +193,12 @@ def test_the_lag_of_the_smoothing_is_taken_off() -> None:
 @pytest.mark.parametrize(
     ("curve", "reason"),
     [
-        ([2.3 + 0.01 * k for k in range(301)], "rises from the very start"),
-        ([2.3 * 1.05**k for k in range(40)], "rises from the very start"),
+        ([2.3 + 0.01 * k for k in range(301)], "only rises along the ramp"),
+        ([2.3 * 1.05**k for k in range(40)], "only rises along the ramp"),
         ([NAN, *([1.0] * 300)], "not finite at the very first step"),
         ([math.inf], "not finite at the very first step"),
         ([], "not finite at the very first step"),
-        ([2.0, 1.0, 0.5], "rises from the very start"),  # too short to tell
+        ([2.0, 1.0, 0.5], "breaks away after 3 steps"),
     ],
 )
 def test_a_loss_that_rises_or_is_never_finite_has_no_band(curve: list[float], reason: str) -> None:
@@ -205,13 +208,53 @@ def test_a_loss_that_rises_or_is_never_finite_has_no_band(curve: list[float], re
     assert len(got.lrs) == len(got.losses) <= len(curve)
 
 
+@pytest.mark.parametrize("steps", [20, 100, 300])
 @pytest.mark.parametrize("seeds", [1, 3])
-def test_a_fall_within_the_noise_is_flat(seeds: int) -> None:
-    flat = [2.3, 2.3, *(2.3 + 0.3 * (-1) ** k for k in range(200))]
-    got = read_curve(LRS, [flat] * seeds, 10)
-    assert (got.status, got.band, got.suggestions) == (RangeStatus.FLAT, None, {})
-    assert got.reason.startswith("the loss never falls clearly: by 0.1")
-    assert len(got.losses) == len(flat)
+def test_noise_without_a_fall_has_no_band(steps: int, seeds: int) -> None:
+    lrs = LRS[:: len(LRS) // steps][:steps]
+    found = collections.Counter[RangeStatus]()
+    for run in range(100):
+        curves = [[2.3 + noise(0.1, run, seed, step) for step in range(steps)] for seed in range(seeds)]
+        got = read_curve(lrs, curves, max(1, steps / 30))
+        found[got.status] += 1
+        assert (got.band is None) == (got.status is not RangeStatus.OK)
+    assert found[RangeStatus.FLAT] + found[RangeStatus.NOISY] >= 95
+    assert steps < 300 or found[RangeStatus.FLAT] > 80  # so many steps show that there is no fall worth seeing
+
+
+@pytest.mark.parametrize("steps", [20, 100, 300])
+def test_noise_does_not_hide_a_clear_fall(steps: int) -> None:
+    lrs = LRS[:: len(LRS) // steps][:steps]
+    for run in range(50):
+        curve = [valley(lr) + noise(0.1, run, step) for step, lr in enumerate(lrs)]
+        assert read_curve(lrs, [curve], max(1, steps / 30)).status is RangeStatus.OK
+
+
+@pytest.mark.parametrize("window", [1, 10])
+def test_a_constant_loss_is_flat(window: int) -> None:
+    assert read_curve(LRS, [[2.3] * 300] * 3, window).status is RangeStatus.FLAT
+
+
+def test_a_noisy_rise_is_no_fall() -> None:
+    for run in range(50):
+        curves = [[2.3 + step / 100 + noise(0.1, run, seed, step) for step in range(300)] for seed in range(3)]
+        assert read_curve(LRS, curves, 10).status is RangeStatus.DIVERGING
+
+
+def test_seeds_that_fall_at_different_learning_rates_are_noisy() -> None:
+    early = [valley(lr * 100) for lr in LRS]
+    late = [valley(lr / 30) for lr in LRS]
+    got = read_curve(LRS, [early, late], 3)
+    assert (got.status, got.band) == (RangeStatus.NOISY, None)
+    assert "the seeds differ" in got.reason
+
+
+def test_the_band_is_where_every_seed_falls() -> None:
+    alone = [read_curve(LRS, [[valley(lr * shift) for lr in LRS]], 1).band for shift in (1.0, 2.0)]
+    both = read_curve(LRS, [[valley(lr * shift) for lr in LRS] for shift in (1.0, 2.0)], 1).band
+    assert alone[0] is not None
+    assert alone[1] is not None
+    assert both == (alone[0][0], alone[1][1])
 
 
 def test_curves_of_unequal_length_are_read_up_to_the_shortest() -> None:
@@ -294,11 +337,13 @@ def response(lrs: Sequence[float], f: Callable[[float], float]) -> Response:
     return Response(20, tuple(lrs), tuple(f(math.log10(lr)) for lr in lrs))
 
 
-@given(st.floats(-5, -1), st.floats(0.01, 100), st.floats(-5, 5), st.sampled_from([0.25, 0.5]))
+@given(st.floats(-5, -1), st.floats(0.01, 10), st.floats(-5, 5), st.sampled_from([0.25, 0.5]))
 def test_the_optimum_of_a_parabola_in_log_lr_is_exact(low: float, curvature: float, shift: float, step: float) -> None:
     lrs = [10 ** (low + step * (k - 3.3)) for k in range(8)]
-    got = optimum(response(lrs, lambda x: shift + curvature * (x - low) ** 2))
-    assert math.log10(got) == pytest.approx(low, abs=1e-6)
+    in_log_loss = optimum(response(lrs, lambda x: math.exp(shift + curvature * (x - low) ** 2)))
+    assert math.log10(in_log_loss) == pytest.approx(low, abs=1e-6)
+    negative = optimum(response(lrs, lambda x: curvature * ((x - low) ** 2 - 20)))
+    assert math.log10(negative) == pytest.approx(low, abs=1e-6)
 
 
 def test_the_optimum_is_the_best_tried_where_there_is_nothing_to_fit() -> None:
@@ -350,7 +395,7 @@ def test_the_ladder_widens_until_the_best_is_no_longer_at_an_end(best: float) ->
     assert not found.at_low_end
     assert not found.at_high_end
     assert list(found.lrs) == sorted(set(found.lrs))
-    assert optimum(found) == pytest.approx(best, rel=1e-3)
+    assert optimum(found) == pytest.approx(best, rel=1e-2)
     assert lab.context.budget.spent == lab.engine.steps
 
 
@@ -433,22 +478,26 @@ def test_the_lr_stage_keeps_to_its_cost_and_learns_something_where_short_trials_
 # --- a bracket of short trials
 
 
+def lr_of(lr: float) -> Recipe:
+    return Recipe(lr=lr)
+
+
 @pytest.mark.parametrize("offset", [-1.2, -0.6, 0.0, 0.4, 1.1])
 def test_a_bracket_closes_around_the_best_within_its_trials(offset: float) -> None:
     lab = bench(bowl(1e-2))
-    found = bracket(lab.context, Recipe(), 1e-2 * 10**offset, 20, 6, lab.context.spec.knob("lr"))
+    found = bracket(lab.context, lr_of, 1e-2 * 10**offset, 20, 6, lab.context.spec.knob("lr"))
     assert found.closed
-    assert optimum(found.response) == pytest.approx(1e-2, rel=0.01)
-    assert len(lab.engine.opened) <= 6
+    assert optimum(found.response) == pytest.approx(1e-2, rel=0.03)
+    assert len(lab.engine.opened) <= 7  # one of them only evaluates the untrained model
     assert lab.context.budget.spent == lab.engine.steps <= 6 * 20
 
 
 def test_a_bracket_that_cannot_close_is_left_open() -> None:
     lab = bench(bowl(1e-2))
-    assert not bracket(lab.context, Recipe(), 1e-6, 20, 6, lab.context.spec.knob("lr")).closed
-    assert len(lab.engine.opened) == 6
+    assert not bracket(lab.context, lr_of, 1e-6, 20, 6, lab.context.spec.knob("lr")).closed
+    assert lab.engine.steps == 6 * 20
     with pytest.raises(NothingLearned, match="all 6 trials diverged"):
-        bracket(bench(lambda recipe, seed: NAN).context, Recipe(), 1e-2, 20, 6, lab.context.spec.knob("lr"))
+        bracket(bench(lambda recipe, seed: NAN).context, lr_of, 1e-2, 20, 6, lab.context.spec.knob("lr"))
 
 
 def test_an_estimate_falls_with_the_horizon_and_is_inside_its_interval() -> None:

@@ -31,12 +31,21 @@ def lr_find(
         int | None, typer.Option(help="Training steps to spend in all; by default --horizon, above 2,000 0.3 of it.")
     ] = None,
     recipe: Annotated[Path | None, typer.Option(help="Recipe to find lr for; by default AdamW, cosine.")] = None,
+    group: Annotated[
+        str | None, typer.Option(help="Find the lr of this param group only (embedding, head, ...); the others hold.")
+    ] = None,
+    validation: Annotated[
+        bool, typer.Option("--validation", help="Judge the range test by the validation loss too.")
+    ] = False,
     no_refine: Annotated[bool, typer.Option("--no-refine", help="Only the range test.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     plot: Annotated[Path | None, typer.Option(help="Also write the curve as an HTML page here.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> int:
     """Find the learning rate for a run of --horizon steps.
+
+    Exit code 0 means a learning rate to trust (status ok); 1 that there is none (flat, noisy, diverging) or that it
+    lies at the end of what was searched (at_boundary).
 
     Example: adamtune lr-find adamtune.tasks.digits:task --horizon 300
     """
@@ -63,6 +72,8 @@ def lr_find(
             horizon=horizon,
             budget=budget,
             recipe=base,
+            group=group,
+            validation=validation,
             refine=not no_refine,
             device=device,
             on_steps=on_steps,
@@ -90,4 +101,6 @@ def parse_task_args(pairs: list[str]) -> dict[str, Any]:
 
 
 def _exit_code(result: LRFindResult) -> int:
-    return ExitCode.FAILED if result.suggestion is None else ExitCode.DONE
+    from adamtune.lr_finder import LRFindStatus
+
+    return ExitCode.DONE if result.status is LRFindStatus.OK else ExitCode.FAILED

@@ -101,9 +101,11 @@ def print_lr_find(result: LRFindResult, plot: str) -> None:
     if result.suggestion is None:
         out.print(f"{'suggestion:':<13}none, {result.status}: {result.reason}", markup=False)
     else:
-        ending = f" ({result.status}: {result.reason})"
-        out.print(f"{'suggestion:':<13}{result.suggestion:.3g} for {result.horizon} steps{ending}", markup=False)
+        whose = f" for group {result.group}" if result.group else ""
+        ending = f" for {result.horizon} steps ({result.status}: {result.reason})"
+        out.print(f"{'suggestion:':<13}{result.suggestion:.3g}{whose}{ending}", markup=False)
     if result.interval is not None:
         low, high = result.interval
         out.print(f"{'interval:':<13}{low:.2g} to {high:.2g}", markup=False)
+    out.print(f"{'stopped:':<13}{result.stopped}", markup=False)
     out.print(f"{'cost:':<13}{result.steps_used:,} training steps, {result.seconds:.0f} s", markup=False)

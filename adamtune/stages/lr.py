@@ -106,9 +106,11 @@ def _beyond(response: Response, spacing: float, limits: Knob) -> list[float]:
 
 
 def optimum(response: Response) -> float:
-    """The lr at the minimum of a parabola in log lr through the best point and its neighbours.
+    """The lr at the minimum of a parabola in log lr through the log loss of the best point and its neighbours.
 
-    Where a neighbour is missing (an end) or diverged, the best point itself: there is nothing to fit.
+    Log loss, where losses are positive, since they rise by factors on either side of the best: the parabola then names
+    it better (median regret 1.022 instead of 1.025 for half decades on `benchmarks.lr_tasks`). Where a neighbour is
+    missing (an end) or diverged, the best point itself: there is nothing to fit.
     """
     at = response.best
     lr = response.lrs[at]
@@ -118,6 +120,8 @@ def optimum(response: Response) -> float:
     y = [response.scores[k] for k in (at - 1, at, at + 1)]
     if not all(map(math.isfinite, y)):
         return lr
+    if min(y) > 0:
+        y = list(map(math.log, y))
     left, right = (y[1] - y[0]) / (x[1] - x[0]), (y[2] - y[1]) / (x[2] - x[1])
     curvature = (right - left) / (x[2] - x[0])
     if curvature <= 0:

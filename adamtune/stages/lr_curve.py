@@ -13,8 +13,16 @@ from enum import StrEnum
 FALL_BEGINS = 0.1
 """The band begins where a tenth of the whole fall has happened, which noise alone rarely reaches."""
 
-NOISE_FACTOR = 3.0
-"""A fall counts only when it is this many times the scatter that smoothing leaves."""
+FALLS_BEYOND = 4.5
+"""Standard errors by which some stretch of the ramp must lie below its beginning before that counts as a fall. Some
+hundred stretches are looked at, so noise alone reaches 3 or so; of 200 ramps of pure noise, 20 to 300 steps long, one
+or two pass 4.5."""
+
+_FEWEST = 10
+"""Steps of a ramp that can be read at all."""
+
+CLEAR_FALL = 0.05
+"""A fall of this share of the first loss would be one worth seeing: hidden by noise it is `noisy`, absent `flat`."""
 
 
 class RangeStatus(StrEnum):
@@ -22,6 +30,8 @@ class RangeStatus(StrEnum):
 
     OK = "ok"
     FLAT = "flat"
+    NOISY = "noisy"
+    """The loss scatters too much, or the seeds differ too much, to tell where it falls."""
     DIVERGING = "diverging"
 
 
@@ -38,7 +48,7 @@ class RangeCurve:
     status: RangeStatus
     reason: str
     band: tuple[float, float] | None
-    """Learning rates between which the loss falls all the way; None unless status is ok."""
+    """Learning rates between which the loss of every seed falls; None unless status is ok."""
     suggestions: Mapping[str, float]
     """By rule: `steepest` (slope against log lr), `valley` (fastai), `minimum/10`, and `lowest`, where the loss is
     lowest once the lag of the smoothing is taken off; empty unless status is ok."""
@@ -71,19 +81,31 @@ def read_curve(lrs: Sequence[float], curves: Sequence[Sequence[float]], window: 
     lag = round(window - 1)
     lrs = list(lrs[:length])
     lowest = min(range(length), key=losses.__getitem__)
-    top = max(losses[: lowest + 1])
-    fall = top - losses[lowest]
-    noise = statistics.median(_scatter(curve[: lowest + 1], window) for curve in curves)
-    if length < 10 or lowest < 2:
-        return _no_band(lrs, smoothed, RangeStatus.DIVERGING, "the loss rises from the very start of the ramp")
-    if not fall > NOISE_FACTOR * noise / math.sqrt(len(curves)):
-        reason = f"the loss never falls clearly: by {fall:.3g} at most, with a scatter of {noise:.2g}"
-        return _no_band(lrs, smoothed, RangeStatus.FLAT, reason)
-    begin = max(at for at in range(lowest + 1) if losses[at] >= top - FALL_BEGINS * fall)
+    if length < _FEWEST:
+        return _no_band(
+            lrs,
+            smoothed,
+            RangeStatus.DIVERGING,
+            f"the loss breaks away after {length} steps: is there NaN in the data?",
+        )
+    means = [math.fsum(column) / len(column) for column in zip(*(curve[:length] for curve in curves), strict=True)]
+    # Up to the lowest loss, but from half the ramp at least: how it breaks away at its end is no noise.
+    noise = _noise(means[: max(lowest + 1, length // 2)])
+    if not _falls(means, noise):
+        if _falls([-loss for loss in means[: length // 2]], noise):
+            return _no_band(lrs, smoothed, RangeStatus.DIVERGING, "the loss only rises along the ramp")
+        return _no_band(lrs, smoothed, *_why_no_fall(losses, lowest, noise, window))
 
     def caused(at: int) -> float:
         return lrs[max(0, at - lag)]
 
+    ends = [_fall(curve) for curve in smoothed]
+    begin, end = max(first for first, _ in ends), min(last for _, last in ends)
+    if begin >= end:
+        reason = (
+            f"the seeds differ: one falls only until lr {caused(end):.2g}, another only from {caused(begin):.2g} on"
+        )
+        return _no_band(lrs, smoothed, RangeStatus.NOISY, f"{reason}; take more steps")
     slopes = [losses[min(at + 1, length - 1)] - losses[max(at - 1, 0)] for at in range(lowest + 1)]
     return RangeCurve(
         lrs=tuple(lrs),
@@ -91,8 +113,8 @@ def read_curve(lrs: Sequence[float], curves: Sequence[Sequence[float]], window: 
         low=tuple(map(min, zip(*smoothed, strict=True))),
         high=tuple(map(max, zip(*smoothed, strict=True))),
         status=RangeStatus.OK,
-        reason=f"the loss falls from {losses[begin]:.3g} to {losses[lowest]:.3g}",
-        band=(caused(begin), caused(lowest)),
+        reason=f"the loss falls from {max(losses[: lowest + 1]):.3g} to {losses[lowest]:.3g}",
+        band=(caused(begin), caused(end)),
         suggestions={
             "steepest": caused(min(range(len(slopes)), key=slopes.__getitem__)),
             "valley": caused(_valley(losses)),
@@ -116,17 +138,50 @@ def _no_band(lrs: Sequence[float], smoothed: Sequence[Sequence[float]], status: 
     )
 
 
-def _scatter(losses: Sequence[float], window: float) -> float:
-    """Standard deviation of a `window`-step average, from the differences of neighbouring losses.
+def _fall(smoothed: Sequence[float]) -> tuple[int, int]:
+    """Where one seed's fall begins, a tenth of it done, and where it is lowest."""
+    lowest = min(range(len(smoothed)), key=smoothed.__getitem__)
+    top = max(smoothed[: lowest + 1])
+    bar = top - FALL_BEGINS * (top - smoothed[lowest])
+    return max(at for at in range(lowest + 1) if smoothed[at] >= bar), lowest
 
-    The variance of an exponential average of independent noise is that of the noise over 2 * window - 1.
+
+def _noise(losses: Sequence[float]) -> float:
+    """Standard deviation of one loss, from the differences of neighbours, so that a slow fall counts for nothing.
+
+    By the median absolute deviation, so that a spike counts for little.
     """
     finite = [loss for loss in losses if math.isfinite(loss)]
-    if len(finite) < 3:
-        return math.inf
-    steps = [after - before for before, after in itertools.pairwise(finite)]
-    noise = 1.4826 * statistics.median(map(abs, steps)) / math.sqrt(2)  # from the median absolute deviation
-    return noise / math.sqrt(max(1.0, 2 * window - 1))
+    steps = [abs(after - before) for before, after in itertools.pairwise(finite)]
+    return 1.4826 * statistics.median(steps) / math.sqrt(2) if steps else math.inf
+
+
+def _falls(losses: Sequence[float], noise: float) -> bool:
+    """Whether some stretch of the losses lies clearly below those before it: a scan over stretches of every length.
+
+    A stretch is compared with the first half of what comes before it, where the ramp's lr is still too small to matter.
+    """
+    sums = list(itertools.accumulate(losses, initial=0.0))
+    length = 2
+    while length <= len(losses) // 3:
+        for start in range(4, len(losses) - length + 1, max(1, length // 4)):
+            before = start // 2
+            drop = sums[before] / before - (sums[start + length] - sums[start]) / length
+            if drop > FALLS_BEYOND * noise * math.sqrt(1 / before + 1 / length) and drop > 1e-9 * abs(losses[0]):
+                return True
+        length *= 2
+    return False
+
+
+def _why_no_fall(losses: Sequence[float], lowest: int, noise: float, window: float) -> tuple[RangeStatus, str]:
+    fall = max(losses[: lowest + 1]) - losses[lowest]
+    told = f"the loss never falls clearly: by {fall:.3g} at most, where one step's loss scatters by {noise:.2g}"
+    if FALLS_BEYOND * noise / math.sqrt(2 * window) < CLEAR_FALL * abs(losses[0]):
+        return (
+            RangeStatus.FLAT,
+            f"{told}; nothing is learned at any of these learning rates: do inputs and labels belong together?",
+        )
+    return RangeStatus.NOISY, f"{told}; take more steps, more seeds or larger batches"
 
 
 def _valley(losses: Sequence[float]) -> int:

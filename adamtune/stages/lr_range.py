@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from adamtune.errors import NothingLearned
@@ -12,7 +13,7 @@ from adamtune.recipe import Recipe
 from adamtune.spec import Spec
 from adamtune.stages.context import StageAnswer, StageContext
 from adamtune.stages.lr_curve import RangeCurve, RangeStatus, read_curve, smooth
-from adamtune.trial import Ramp, TrialRequest, TrialResult
+from adamtune.trial import Outcome, Ramp, TrialRequest, TrialResult
 
 NAME = "lr_range"
 QUESTION = "Between which learning rates does the loss fall?"
@@ -35,6 +36,8 @@ class RangeTest:
     ramp: Ramp
     curve: RangeCurve
     results: tuple[TrialResult, ...]
+    stopped: str
+    """Where and why the ramp ended."""
 
 
 def smoothing_window(ramp: Ramp) -> float:
@@ -43,40 +46,69 @@ def smoothing_window(ramp: Ramp) -> float:
     return max(1.0, ramp.steps / decades / 6)
 
 
-def range_test(context: StageContext, recipe: Recipe, ramp: Ramp, furthest: float = FURTHEST) -> RangeTest:
+def range_test(
+    context: StageContext, recipe: Recipe, ramp: Ramp, furthest: float = FURTHEST, validation: bool = False
+) -> RangeTest:
     """Ramp lr on every search seed and read the curve.
 
     Adam's moments run on through the ramp, as they would under any schedule: with beta1 = 0.9 they remember ten steps,
     a sixth of a decade at the default 60 steps a decade, which is within the smoothing. A seed stops when it diverges
     or its smoothed loss has climbed back all it had fallen, and as much again; or at the end of the ramp, but a loss
     that has not turned there by then is followed on to lr `furthest`.
+
+    With `validation` the curve is the validation loss, evaluated about three times in a smoothing window.
     """
     asked_for, ramp = ramp.steps, _extended(ramp, furthest)
     study = context.study(NAME)
     asked = study.ask({}, context.seeds.search, start=ramp.start, end=ramp.end)
-    requests = [TrialRequest(recipe, trial.seed, ramp.steps, ramp) for trial in asked]
-    batch = context.open(requests)
-    losses: list[list[float]] = [[] for _ in requests]
+    batch = context.open([TrialRequest(recipe, trial.seed, ramp.steps, ramp) for trial in asked])
     window = smoothing_window(ramp)
-    for step in range(_CHECK_EVERY, ramp.steps + _CHECK_EVERY, _CHECK_EVERY):
-        for index, report in enumerate(batch.advance(min(step, ramp.steps), evaluate=False)):
+    every = max(1, round(window / 3)) if validation else _CHECK_EVERY
+    losses: list[list[float]] = [[] for _ in asked]
+    ended: dict[int, str] = {}
+    for step in range(every, ramp.steps + every, every):
+        for index, report in enumerate(batch.advance(min(step, ramp.steps), evaluate=validation)):
             if report is None:
                 continue
-            losses[index].extend(filter(math.isfinite, report.train_losses))  # fp16 skips a step now and then
-            if not losses[index]:
-                continue
-            smoothed = smooth(losses[index], window)
-            if _climbed_back(smoothed) or (step >= asked_for and _turned(smoothed, window)):
+            new = [report.values["loss"]] if validation else report.train_losses
+            losses[index].extend(filter(math.isfinite, new))  # fp16 skips a step now and then
+            why = _why_stop(losses[index], window / every if validation else window, step >= asked_for)
+            if why:
                 batch.prune(index)
+                ended[index] = f"{why} by lr {ramp.lr_at(report.step - 1):.2g}"
     results = batch.results()
     for trial, result in zip(asked, results, strict=True):
         study.tell(trial, result, result.train_losses[-1] if result.train_losses else math.nan)
         context.keep(NAME, study.name, trial.number, result)
     lrs = [ramp.lr_at(step) for step in range(ramp.steps)]
-    # A step that fp16 skipped did not move the ramp, so the next loss stands at its place.
-    finite = [[loss for loss in result.train_losses if math.isfinite(loss)] for result in results]
-    curve = read_curve(lrs, finite, window)
-    return RangeTest(ramp, curve, tuple(results))
+    if validation:
+        curve = read_curve(lrs[every - 1 :: every], losses, max(1.0, window / every))
+    else:
+        # A step that fp16 skipped did not move the ramp, so the next loss stands at its place. What was trained
+        # between the last look and a divergence is in the results only.
+        finite = [[loss for loss in result.train_losses if math.isfinite(loss)] for result in results]
+        curve = read_curve(lrs, finite, window)
+    return RangeTest(ramp, curve, tuple(results), _stopped(ended, results, ramp))
+
+
+def _why_stop(losses: list[float], window: float, past_the_end: bool) -> str:
+    """Why a seed need go no further; empty while it should."""
+    if not losses:
+        return ""
+    smoothed = smooth(losses, window)
+    if _climbed_back(smoothed):
+        return "the loss had climbed back"
+    return "the loss had stopped falling" if past_the_end and _turned(smoothed, window) else ""
+
+
+def _stopped(ended: Mapping[int, str], results: tuple[TrialResult, ...] | list[TrialResult], ramp: Ramp) -> str:
+    """The first of the seeds to stop speaks for all: the curve is read up to there."""
+    first = min(range(len(results)), key=lambda index: results[index].steps)
+    if first in ended:
+        return ended[first]
+    if results[first].outcome is Outcome.DIVERGED:
+        return f"the loss diverged at lr {ramp.lr_at(max(0, len(results[first].train_losses) - 1)):.2g}"
+    return f"the ramp ended at lr {ramp.end:.2g}"
 
 
 def _extended(ramp: Ramp, furthest: float) -> Ramp:
@@ -85,7 +117,7 @@ def _extended(ramp: Ramp, furthest: float) -> Ramp:
         return ramp
     pace = math.log(ramp.end / ramp.start) / max(1, ramp.steps - 1)
     more = math.ceil(math.log(furthest / ramp.end) / pace)
-    return Ramp(ramp.start, ramp.end * math.exp(more * pace), ramp.steps + more)
+    return replace(ramp, end=ramp.end * math.exp(more * pace), steps=ramp.steps + more)
 
 
 def _turned(smoothed: list[float], window: float) -> bool:
