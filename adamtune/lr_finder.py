@@ -16,8 +16,8 @@ from adamtune.errors import InputError
 from adamtune.recipe import Recipe
 from adamtune.spec import Spec, TaskSpec
 from adamtune.stages.context import Budget, Seeds, StageContext
-from adamtune.stages.lr import Response, optimum
-from adamtune.stages.lr_bracket import Bracket, Estimate, bracket, for_horizon
+from adamtune.stages.lr import Response
+from adamtune.stages.lr_bracket import Bracket, Estimate, bracket, for_horizon, lower_end
 from adamtune.stages.lr_curve import CLEAR_FALL, RangeCurve, RangeStatus
 from adamtune.stages.lr_group import lr_mult, with_group
 from adamtune.stages.lr_range import END, START, STEPS, range_test
@@ -200,7 +200,7 @@ def _conclude(curve: RangeCurve, found: Bracket | None, horizon: int) -> tuple[L
     if gain <= 0:
         told = f"no run of {response.horizon} steps lowers the validation loss below the untrained model's"
         return LRFindStatus.FLAT, f"{told}, {found.untrained:.4g}, though the training loss falls", None
-    estimate = for_horizon(optimum(response), response.horizon, horizon)
+    estimate = for_horizon(lower_end(response), response.horizon, horizon)
     if not found.closed:
         reason = f"the best lr tried, {response.lrs[response.best]:.2g}, is the last one: the optimum may lie beyond it"
         return LRFindStatus.AT_BOUNDARY, reason, estimate
@@ -211,7 +211,9 @@ def _lowest(curve: RangeCurve) -> float:
     """Where to start: the lr of the lowest loss, which a ramp too noisy to name a band still gives a hint of."""
     if "lowest" in curve.suggestions:
         return curve.suggestions["lowest"]
-    return curve.lrs[min(range(len(curve.losses)), key=curve.losses.__getitem__)]
+    width = max(1, len(curve.losses) // 6)
+    sums = [math.fsum(curve.losses[at : at + width]) for at in range(len(curve.losses) - width + 1)]
+    return curve.lrs[sums.index(min(sums)) + width // 2]
 
 
 def _rounded(value: float) -> float:

@@ -106,28 +106,33 @@ def _beyond(response: Response, spacing: float, limits: Knob) -> list[float]:
 
 
 def optimum(response: Response) -> float:
-    """The lr at the minimum of a parabola in log lr through the log loss of the best point and its neighbours.
+    """The lr at the bottom of `parabola`; where there is nothing to fit, the best one tried."""
+    fit = parabola(response)
+    return float(10 ** fit[0]) if fit else response.lrs[response.best]
 
-    Log loss, where losses are positive, since they rise by factors on either side of the best: the parabola then names
-    it better (median regret 1.022 instead of 1.025 for half decades on `benchmarks.lr_tasks`). Where a neighbour is
-    missing (an end) or diverged, the best point itself: there is nothing to fit.
+
+def parabola(response: Response) -> tuple[float, float] | None:
+    """log10 of the lr at the minimum of a parabola through the best point and its neighbours, and its curvature.
+
+    It runs in log lr and, where losses are positive, log loss, since they rise by factors on either side of the best:
+    it then names the best better (median regret 1.022 instead of 1.025 for half decades on `benchmarks.lr_tasks`). The
+    curvature is the loss's rise a decade squared. None where a neighbour is missing (an end) or diverged.
     """
     at = response.best
-    lr = response.lrs[at]
     if response.at_low_end or response.at_high_end:
-        return lr
+        return None
     x = [math.log10(response.lrs[k]) for k in (at - 1, at, at + 1)]
     y = [response.scores[k] for k in (at - 1, at, at + 1)]
     if not all(map(math.isfinite, y)):
-        return lr
+        return None
     if min(y) > 0:
         y = list(map(math.log, y))
     left, right = (y[1] - y[0]) / (x[1] - x[0]), (y[2] - y[1]) / (x[2] - x[1])
     curvature = (right - left) / (x[2] - x[0])
     if curvature <= 0:
-        return lr
+        return None
     bottom = (x[0] + x[1]) / 2 - left / (2 * curvature)
-    return float(10 ** min(max(bottom, x[0]), x[2]))
+    return min(max(bottom, x[0]), x[2]), curvature
 
 
 def spread(low: float, high: float, spacing: float) -> list[float]:
