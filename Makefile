@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: test test-all lint sweep bench bench-lr clean
+.PHONY: test test-all lint sweep bench bench-lr bench-range clean
 
 test: lint
 	$(BIN)/python -m pytest
@@ -22,8 +22,18 @@ sweep: .venv
 bench: .venv
 	$(BIN)/python -m benchmarks.startup
 
-bench-lr: .venv
+bench-lr: .venv .venv/peers
 	$(BIN)/python -m benchmarks.lr_find
+
+bench-range: .venv .venv/peers
+	$(BIN)/python -m benchmarks.range_test_cost
+
+# fastai asks for torchvision but reads learning rates without it; beside a CPU torch a CUDA torchvision does not load,
+# and then neither does Lightning.
+.venv/peers: .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python -m pip uninstall --quiet --yes torchvision
+	@touch .venv/peers
 
 .venv: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

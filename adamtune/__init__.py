@@ -14,6 +14,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from adamtune.live_ramp import RangeTestResult as RangeTestResult
+    from adamtune.live_ramp import range_test as range_test
     from adamtune.lr_finder import LRFindResult as LRFindResult
     from adamtune.lr_finder import lr_find as lr_find
     from adamtune.probe import AdamProbe as AdamProbe
@@ -30,6 +32,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "AdamProbe": "probe",
     "LRFindResult": "lr_finder",
+    "RangeTestResult": "live_ramp",
     "Recipe": "recipe",
     "Spec": "spec",
     "SweepResult": "sweeps",
@@ -37,11 +40,13 @@ _HOMES = {
     "load_recipe": "recipe",
     "load_spec": "spec",
     "lr_find": "lr_finder",
+    "range_test": "live_ramp",
     "sweep": "sweeps",
 }
 __all__ = [
     "AdamProbe",
     "LRFindResult",
+    "RangeTestResult",
     "Recipe",
     "Spec",
     "SweepResult",
@@ -50,6 +55,7 @@ __all__ = [
     "load_recipe",
     "load_spec",
     "lr_find",
+    "range_test",
     "sweep",
 ]
 

@@ -109,6 +109,7 @@ def lr_find(
     group: str | None = None,
     refine: bool = True,
     validation: bool = False,
+    seed: int = 0,
     device: str = "auto",
     on_steps: Callable[[int], None] = lambda steps: None,
 ) -> LRFindResult:
@@ -124,11 +125,14 @@ def lr_find(
     validation loss clearly either is the status `noisy`.
 
     With `group`, a group of the recipe or a kind of parameter the model has (such as `embedding` or `head`), only that
-    group's lr is ramped and tried, and the others hold the recipe's. `on_steps(n)` hears of every n steps trained.
+    group's lr is ramped and tried, and the others hold the recipe's. Another `seed` takes other initial weights,
+    batches and dropout. `on_steps(n)` hears of every n steps trained.
 
     Raises `InputError` for arguments that make no ramp, `NothingLearned` when every short trial diverges.
     """
     given = {"steps": steps, "seeds": seeds, "horizon": horizon, "budget": budget}
+    if seed < 0:
+        raise InputError(f"seed must be 0 or more, not {seed}")
     least = {"steps": 10, "seeds": 1, "horizon": 1, "budget": 2 * _LEAST_RAMP}
     for name, value in given.items():
         if value is not None and value < least[name]:
@@ -144,7 +148,7 @@ def lr_find(
     engine = make_engine("auto", task, pick_device(device), on_steps)
 
     def context(count: int) -> StageContext:
-        spec = Spec(task=TaskSpec(ref=task.name), horizon=horizon, seeds=count, base=recipe)
+        spec = Spec(task=TaskSpec(ref=task.name), horizon=horizon, seeds=count, seed=seed, base=recipe)
         return StageContext(spec, engine, InMemoryStorage(), Budget(), Seeds.of(spec, fresh=0))
 
     def at(lr: float) -> Recipe:

@@ -1,12 +1,11 @@
-"""How near the best learning rate lr-find comes, and what that costs in final loss.
+"""How near the best learning rate the finders come, and what that costs in final loss.
 
-python -m benchmarks.lr_find [CASE ...] [--budget 1.0]
+python -m benchmarks.lr_find [CASE ...] [--repeats 3]
 
 Regret: the mean validation loss of the full run at the suggestion over that at the best learning rate, both read off a
-curve through a dense grid (quarter decades, five seeds that lr-find never sees). The grid is trained once and kept in
-runs/bench-lr-find/ (about a quarter of an hour for all cases on one core). The rules beside adamtune are read off one
-300-step ramp of ours: they are the rules of torch-lr-finder (steepest), fastai (valley) and folklore (minimum/10), not
-those programs.
+curve through a dense grid (quarter decades, five to twelve seeds that no finder sees). The grid is trained once and
+kept in runs/bench-lr-find/ (about an hour for all cases on one core). Every finder is run with the same seeds: the same
+initial weights and batches. The finders beside adamtune are those of `benchmarks.lr_peers`.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import argparse
 import json
 import math
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +22,10 @@ import torch
 from scipy.interpolate import PchipInterpolator
 
 from adamtune.engines import make_engine
-from adamtune.lr_finder import lr_find
+from adamtune.lr_finder import LRFindResult, lr_find
 from adamtune.recipe import Recipe
 from adamtune.trial import TrialRequest
+from benchmarks.lr_peers import STEPS, Answer, answers, installed
 from benchmarks.lr_tasks import CASES, Case
 
 SEEDS = range(20_000, 20_012)
@@ -92,31 +93,56 @@ class Truth:
         return math.exp(max(0.0, float((self.fit if inside else self.curve)(x) - self.fit(self.best))))
 
 
+def own(case: Case, seed: int) -> Iterator[tuple[Answer, LRFindResult]]:
+    """Ours, with a horizon's worth of steps, with three tenths of that, and with one ramp of the peers' length."""
+    for finder, options in {
+        "adamtune": {"budget": case.horizon},
+        "adamtune, 0.3 horizon": {"budget": max(60, round(0.3 * case.horizon))},
+        "adamtune --no-refine": {"steps": STEPS, "seeds": 1, "refine": False},
+    }.items():
+        found = lr_find(case.task, horizon=case.horizon, seed=seed, **options)  # type: ignore[arg-type]
+        yield Answer(finder, found.suggestion, found.steps_used, found.seconds), found
+
+
+def compare(name: str, repeats: int) -> dict[str, float]:
+    """Every finder's mean regret on one case; prints a line a finder."""
+    case = CASES[name]()
+    truth = Truth(grid(name, case))
+    given: dict[str, list[Answer]] = {}
+    held = []
+    for seed in range(repeats):
+        for answer, found in own(case, seed):
+            given.setdefault(answer.finder, []).append(answer)
+            if answer.finder == "adamtune":
+                low, high = found.interval or (math.inf, 0.0)
+                held.append(low <= 10**truth.best <= high)
+        for answer in answers(case.task, seed * 30_000):  # the seed that our own trials start from
+            given.setdefault(answer.finder, []).append(answer)
+    print(f"\n{name}: {case.horizon} steps, best lr {10**truth.best:.2g}, in adamtune's interval {sum(held)}/{repeats}")
+    means = {}
+    for finder, got in given.items():
+        regrets = [truth.regret(answer.lr) if answer.lr else math.inf for answer in got]
+        means[finder] = statistics.fmean(regrets)
+        lrs = ", ".join(f"{answer.lr:.2g}" if answer.lr else "none" for answer in got)
+        steps, seconds = (statistics.fmean(values) for values in zip(*((a.steps, a.seconds) for a in got), strict=True))
+        print(
+            f"  {finder:<22} regret {means[finder]:7.3f}   {steps:6.0f} steps {seconds:6.1f} s   lr {lrs}", flush=True
+        )
+    return means
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cases", nargs="*", default=list(CASES))
-    parser.add_argument("--budget", type=float, default=1.0, help="in horizons")
+    parser.add_argument("--repeats", type=int, default=3, help="seeds each finder is run with")
     options = parser.parse_args()
-    regrets: dict[str, list[float]] = {}
-    print(f"{'case':<18} {'best lr':>9} {'found':>9} {'regret':>7} {'horizons':>8}  in interval  rules at 300 steps")
-    for name in options.cases:
-        case = CASES[name]()
-        truth = Truth(grid(name, case))
-        found = lr_find(case.task, horizon=case.horizon, budget=max(60, round(options.budget * case.horizon)))
-        ramp = lr_find(case.task, horizon=case.horizon, steps=300, seeds=1, refine=False)
-        suggestions = {"adamtune": found.suggestion, **ramp.curve.suggestions}
-        own = {rule: truth.regret(lr) if lr else math.nan for rule, lr in suggestions.items()}
-        for rule, regret in own.items():
-            regrets.setdefault(rule, []).append(regret)
-        holds = found.interval is not None and found.interval[0] <= 10**truth.best <= found.interval[1]
-        others = ", ".join(f"{rule} {regret:.3f}" for rule, regret in own.items() if rule != "adamtune")
-        print(
-            f"{name:<18} {10**truth.best:9.2g} {found.suggestion or math.nan:9.2g} {own['adamtune']:7.3f} "
-            f"{found.steps_used / case.horizon:8.2f}  {'yes' if holds else 'no':<11}  {others}",
-            flush=True,
-        )
-    for rule, values in regrets.items():
-        print(f"{rule:<12} median regret {statistics.median(values):.3f}, worst {max(values):.3f}")
+    torch.set_num_threads(1)
+    print(f"peers installed: {', '.join(installed()) or 'none'}")
+    found = {name: compare(name, options.repeats) for name in options.cases}
+    print(f"\n{'finder':<22} median regret    worst, over {len(found)} cases")
+    for finder in next(iter(found.values())):
+        regrets = [means.get(finder, math.inf) for means in found.values()]
+        print(f"{finder:<22} {statistics.median(regrets):13.3f} {max(regrets):8.3f}")
 
 
 if __name__ == "__main__":

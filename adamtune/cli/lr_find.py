@@ -24,6 +24,7 @@ def lr_find(
     start: Annotated[float, typer.Option(help="Learning rate at the start of the ramp.")] = 1e-6,
     end: Annotated[float, typer.Option(help="Learning rate at its end.")] = 1e-1,
     seeds: Annotated[int, typer.Option(help="Seeds of the ramp, at most.")] = 3,
+    seed: Annotated[int, typer.Option(help="Another seed takes other initial weights and batches.")] = 0,
     horizon: Annotated[
         int | None, typer.Option(help="Steps of the run the learning rate is for; by default --steps, or 300.")
     ] = None,
@@ -74,6 +75,7 @@ def lr_find(
             recipe=base,
             group=group,
             validation=validation,
+            seed=seed,
             refine=not no_refine,
             device=device,
             on_steps=on_steps,

@@ -72,7 +72,7 @@ def range_test(
                 continue
             new = [report.values["loss"]] if validation else report.train_losses
             losses[index].extend(filter(math.isfinite, new))  # fp16 skips a step now and then
-            why = _why_stop(losses[index], window / every if validation else window, step >= asked_for)
+            why = why_stop(losses[index], window / every if validation else window, step >= asked_for)
             if why:
                 batch.prune(index)
                 ended[index] = f"{why} by lr {ramp.lr_at(report.step - 1):.2g}"
@@ -91,8 +91,8 @@ def range_test(
     return RangeTest(ramp, curve, tuple(results), _stopped(ended, results, ramp))
 
 
-def _why_stop(losses: list[float], window: float, past_the_end: bool) -> str:
-    """Why a seed need go no further; empty while it should."""
+def why_stop(losses: list[float], window: float, past_the_end: bool) -> str:
+    """Why a ramp with these losses need go no further, `past_the_end` of what was asked for or not; empty to go on."""
     if not losses:
         return ""
     smoothed = smooth(losses, window)
