@@ -73,20 +73,20 @@ def _the_loss(output: Tensor, label: Tensor) -> Tensor:
     return output
 
 
-def torch_lr_finder(task: Task, seed: int) -> Iterator[tuple[str, float | None]]:
+def torch_lr_finder(task: Task, seed: int, end: float = 10.0) -> Iterator[tuple[str, float | None]]:
     import matplotlib.pyplot as plt
     from torch_lr_finder import LRFinder
 
     plt.switch_backend("agg")
     model = Losses(task, seed)
     finder = LRFinder(model, torch.optim.AdamW(model.parameters(), lr=1e-7), _the_loss, device="cpu")
-    finder.range_test(loader(task, seed), end_lr=10, num_iter=STEPS)
+    finder.range_test(loader(task, seed), end_lr=end, num_iter=STEPS)
     axes, suggestion = finder.plot(ax=plt.figure().subplots(), suggest_lr=True)
     plt.close(axes.figure)
     yield "torch-lr-finder", suggestion
 
 
-def lightning(task: Task, seed: int) -> Iterator[tuple[str, float | None]]:
+def lightning(task: Task, seed: int, end: float = 1.0) -> Iterator[tuple[str, float | None]]:
     import lightning.pytorch as pl
     from lightning.pytorch.tuner import Tuner
 
@@ -107,11 +107,11 @@ def lightning(task: Task, seed: int) -> Iterator[tuple[str, float | None]]:
             accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
             enable_model_summary=False, default_root_dir=folder, max_steps=STEPS,
         )  # fmt: skip
-        found = Tuner(trainer).lr_find(Module(), train_dataloaders=loader(task, seed), num_training=STEPS)
+        found = Tuner(trainer).lr_find(Module(), loader(task, seed), max_lr=end, num_training=STEPS)
     yield "Lightning Tuner", found.suggestion() if found else None
 
 
-def fastai(task: Task, seed: int) -> Iterator[tuple[str, float | None]]:
+def fastai(task: Task, seed: int, end: float = 10.0) -> Iterator[tuple[str, float | None]]:
     from fastai.callback.schedule import minimum, slide, steep, valley
     from fastai.data.core import DataLoaders
     from fastai.learner import Learner
@@ -126,13 +126,15 @@ def fastai(task: Task, seed: int) -> Iterator[tuple[str, float | None]]:
             path=folder,
         )
         with learner.no_bar(), learner.no_logging():
-            rules = learner.lr_find(num_it=STEPS, show_plot=False, suggest_funcs=(valley, minimum, steep, slide))
+            rules = learner.lr_find(
+                end_lr=end, num_it=STEPS, show_plot=False, suggest_funcs=(valley, minimum, steep, slide)
+            )
     for rule in ("valley", "minimum", "steep", "slide"):
         # fastai's `minimum` is the minimum over ten.
         yield f"fastai {'minimum/10' if rule == 'minimum' else rule}", getattr(rules, rule)
 
 
-FINDERS: dict[str, Callable[[Task, int], Iterator[tuple[str, float | None]]]] = {
+FINDERS: dict[str, Callable[..., Iterator[tuple[str, float | None]]]] = {
     "torch_lr_finder": torch_lr_finder,
     "lightning": lightning,
     "fastai": fastai,

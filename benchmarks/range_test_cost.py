@@ -22,6 +22,8 @@ from adamtune.tasks import chars, digits
 from benchmarks.lr_peers import FINDERS, STEPS, Losses, installed, loader, quiet
 
 PAIRS = 15
+END = 1e-3
+"""A lr at which no task here diverges, so that everyone takes all the steps."""
 
 
 def bare(task: Task) -> None:
@@ -44,8 +46,7 @@ def ours(task: Task) -> None:
         out: torch.Tensor = model(pair[0])
         return out
 
-    # Ends where no task here diverges, so that all steps are taken.
-    found = adamtune.range_test(losses, optimizer, loss, loader(task, 0), steps=STEPS, end=1e-3)
+    found = adamtune.range_test(losses, optimizer, loss, loader(task, 0), steps=STEPS, end=END)
     assert found.steps_used == STEPS
 
 
@@ -72,7 +73,7 @@ def main() -> None:
         print(f"{name:<22} adamtune.range_test {wall:.3f} ({cpu:.3f})", flush=True)
         for package in installed():
             with quiet():
-                wall, cpu = ratio(lambda task, package=package: list(FINDERS[package](task, 0)), task)  # type: ignore[misc]
+                wall, cpu = ratio(lambda task, package=package: list(FINDERS[package](task, 0, END)), task)  # type: ignore[misc]
             print(f"{'':<22} {package:<19} {wall:.3f} ({cpu:.3f})", flush=True)
 
 
