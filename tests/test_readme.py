@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
@@ -9,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from adamtune.cli.app import run
 from adamtune.recipe import Recipe
@@ -25,7 +28,7 @@ def test_the_newcomers_task_and_spec_lead_to_a_recipe_that_builds(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    task, exported_use, recipe_use = blocks("python")
+    task, exported_use, recipe_use, ramp_use = blocks("python")
     (tmp_path / "my_task.py").write_text(task)
     (tmp_path / "my_spec.yaml").write_text(next(text for text in blocks("yaml") if "my_task.py" in text))
     commands = next(text for text in blocks("sh") if "my_spec.yaml" in text).splitlines()
@@ -44,6 +47,11 @@ def test_the_newcomers_task_and_spec_lead_to_a_recipe_that_builds(
         exec(code, scope)
         groups = scope["optimizer"].param_groups  # type: ignore[attr-defined]
         assert groups[-1]["initial_lr"] == result["recipe"]["lr"]
+    scope = {"model": model, "optimizer": torch.optim.AdamW(model.parameters())}
+    scope["loss"] = lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1])
+    scope["train_loader"] = list(itertools.islice(made["task"]().train_batches(torch.Generator()), 20))  # type: ignore[operator]
+    exec(ramp_use, scope)
+    assert scope["found"].steps_used <= 100  # type: ignore[attr-defined]
 
 
 def test_the_recipe_shown_is_one() -> None:
