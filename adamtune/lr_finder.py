@@ -18,7 +18,7 @@ from adamtune.recipe import Recipe
 from adamtune.spec import Spec, TaskSpec
 from adamtune.stages.context import Budget, Seeds, StageContext
 from adamtune.stages.lr import Response
-from adamtune.stages.lr_bracket import Bracket, Estimate, bracket, for_horizon, lower_end
+from adamtune.stages.lr_bracket import SPACING, Bracket, Estimate, bracket, for_horizon, lower_end
 from adamtune.stages.lr_curve import CLEAR_FALL, RangeCurve, RangeStatus
 from adamtune.stages.lr_group import lr_mult, with_group
 from adamtune.stages.lr_range import END, START, STEPS, range_test
@@ -126,7 +126,8 @@ def lr_find(
     validation loss clearly either is the status `noisy`.
 
     With `group`, a group of the recipe or a kind of parameter the model has (such as `embedding` or `head`), only that
-    group's lr is ramped and tried, and the others hold the recipe's. Another `seed` takes other initial weights,
+    group's lr is ramped and tried, and the others hold the recipe's (what they learn is in the ramp's curve too, so the
+    short trials start halfway from the lowest loss to the recipe's lr). Another `seed` takes other initial weights,
     batches and dropout. `on_steps(n)` hears of every n steps trained.
 
     Raises `InputError` for arguments that make no ramp, `NothingLearned` when every short trial diverges.
@@ -164,8 +165,13 @@ def lr_find(
         left = round((1 - _RAMP_SHARE) * budget) if steps else budget - ramping.budget.spent
         trials = max(2, min(_SHORT_TRIALS, left // _LEAST_TRIAL))
         short = max(_LEAST_TRIAL, min(horizon, left // trials))
-        centre = _lowest(test.curve) * 10**-_BELOW_LOWEST
-        found = bracket(refining, at, centre, short, trials, _limits(refining.spec, start, end))
+        # While a group's lr rises the others learn at theirs, so the curve falls from the start and its lowest loss
+        # tends to lie too high: there the trials start halfway to the lr that the others hold, and further apart.
+        centre, spacing = _lowest(test.curve) * 10**-_BELOW_LOWEST, SPACING
+        if group is not None:
+            centre, spacing = math.sqrt(centre * recipe.lr), 2 * SPACING
+        limits = _limits(refining.spec, start, end)
+        found = bracket(refining, at, centre, short, trials, limits, spacing)
     status, reason, estimate = _conclude(test.curve, found, horizon)
     return LRFindResult(
         task=task.name,

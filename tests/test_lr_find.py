@@ -141,14 +141,14 @@ def test_the_best_at_the_end_of_what_may_be_searched_is_called_a_boundary() -> N
 
 
 def test_a_group_is_ramped_alone() -> None:
-    found = lr_find(words(), horizon=200, group="embedding", recipe=Recipe.default().with_knob("lr", 1e-2))
+    found = lr_find(words(), horizon=400, group="embedding", recipe=Recipe.default().with_knob("lr", 0.1))
     assert found.status is LRFindStatus.OK
     assert found.group == "embedding"
     assert found.suggestion is not None
     assert 1e-4 < found.suggestion < 10
     assert found.to_dict()["group"] == "embedding"
     assert "</html>" in lr_html_plot(found)
-    everything = lr_find(words(), horizon=200)
+    everything = lr_find(words(), horizon=400)
     assert everything.curve.losses != found.curve.losses
 
 

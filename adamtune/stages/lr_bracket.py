@@ -60,9 +60,17 @@ class Bracket:
 
 
 def bracket(
-    context: StageContext, at: Callable[[float], Recipe], centre: float, horizon: int, trials: int, limits: Knob
+    context: StageContext,
+    at: Callable[[float], Recipe],
+    centre: float,
+    horizon: int,
+    trials: int,
+    limits: Knob,
+    spacing: float = SPACING,
 ) -> Bracket:
     """At most `trials` trials of `horizon` steps, downhill from a pair around `centre` until the best is between worse.
+
+    Neighbours lie `spacing` decades apart.
 
     `at(lr)` is the recipe to train. What is left of the trials then goes to a second seed for the best and its
     neighbours. Raises `NothingLearned` when every trial diverges.
@@ -83,7 +91,7 @@ def bracket(
 
     before = context.open([TrialRequest(at(centre), seeds[0], horizon)]).advance(0)[0]
     untrained = context.score(before.values[context.spec.objective.name] for before in [before] if before)
-    factor = 10**SPACING
+    factor = 10**spacing
     first = [lr for lr in (centre / factor**0.5, centre * factor**0.5) if limits.low <= lr <= limits.high]
     train(first or [limits.clip(centre)], seeds[0])
     used = len(values)
