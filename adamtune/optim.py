@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,17 +29,28 @@ def build_with(
 
     With `only`, the group of that name does, and the others hold their lr.
     """
-    settings = [_torch_group(recipe, group) for group in param_groups(recipe, model)]
-    optimizer: Optimizer
+    groups = param_groups(recipe, model)
+    optimizer = optimizer_for(recipe, groups)
+    return optimizer, LambdaLR(optimizer, moves(groups, multiplier_at, only))
+
+
+def optimizer_for(recipe: Recipe, groups: Sequence[ParamGroup]) -> Optimizer:
+    """The torch optimizer that a recipe names, over these param groups."""
+    settings = [_torch_group(recipe, group) for group in groups]
     match recipe.optimizer:
         case "adamw":
-            optimizer = torch.optim.AdamW(settings, lr=recipe.lr)
+            return torch.optim.AdamW(settings, lr=recipe.lr)
         case "adam":
-            optimizer = torch.optim.Adam(settings, lr=recipe.lr)
+            return torch.optim.Adam(settings, lr=recipe.lr)
         case "sgd":
-            optimizer = torch.optim.SGD(settings, lr=recipe.lr)
-    moves = [multiplier_at if only in (None, group["name"]) else _hold for group in settings]
-    return optimizer, LambdaLR(optimizer, moves)
+            return torch.optim.SGD(settings, lr=recipe.lr)
+
+
+def moves(
+    groups: Sequence[ParamGroup], multiplier_at: Callable[[int], float], only: str | None
+) -> list[Callable[[int], float]]:
+    """By group: step, from 0 -> what its lr is multiplied by; see `build_with`."""
+    return [multiplier_at if only in (None, group.name) else _hold for group in groups]
 
 
 def _hold(step: int) -> float:

@@ -48,6 +48,36 @@ def seed_torch(seed: int, device: torch.device) -> None:
         torch.mps.manual_seed(seed)
 
 
+class TorchState:
+    """Where torch's global streams stand: the CPU's and, on CUDA, the device's."""
+
+    def __init__(self, cpu: torch.Tensor, device: torch.device, own: torch.Tensor | None) -> None:
+        """As `now` takes them."""
+        self._cpu, self._device, self._own = cpu, device, own
+
+    @classmethod
+    def now(cls, device: torch.device) -> TorchState:
+        """Take them down."""
+        own = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        return cls(torch.default_generator.get_state(), device, own)
+
+    def restore(self) -> None:
+        """Go on from here."""
+        torch.default_generator.set_state(self._cpu)
+        if self._own is not None:
+            torch.cuda.set_rng_state(self._own, self._device)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both would go on alike."""
+        if not isinstance(other, TorchState) or not torch.equal(self._cpu, other._cpu):
+            return False
+        return (self._own is None and other._own is None) or (
+            self._own is not None and other._own is not None and torch.equal(self._own, other._own)
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 class RandomState:
     """Python's and NumPy's global generators as one trial sees them, kept apart from the caller's and other trials'."""
 

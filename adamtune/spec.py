@@ -148,7 +148,8 @@ class Spec(Frozen):
     space: Space = Space()
     objective: Objective = Objective()
     device: str = "auto"
-    engine: Literal["auto", "sequential"] = "auto"
+    engine: Literal["auto", "sequential", "population"] = "auto"
+    """`auto` takes whatever trains the task fastest here; `population` stacks trials also where that does not pay."""
     storage: str | None = None
     """An Optuna storage URL; by default a journal file in the run directory."""
     seed: Annotated[Whole, Field(ge=0)] = 0

@@ -7,10 +7,11 @@ from typing import Protocol
 
 import torch
 
+from adamtune.engines.population import MEMORY, PopulationEngine
 from adamtune.engines.sequential import SequentialEngine
 from adamtune.errors import InputError
+from adamtune.history import RungReport, TrialRequest, TrialResult
 from adamtune.task import Task
-from adamtune.trial import RungReport, TrialRequest, TrialResult
 
 
 class TrialBatch(Protocol):
@@ -58,7 +59,18 @@ def pick_device(wanted: str) -> torch.device:
 
 
 def make_engine(
-    name: str, task: Task, device: torch.device, on_steps: Callable[[int], None] = lambda steps: None
+    name: str,
+    task: Task,
+    device: torch.device,
+    on_steps: Callable[[int], None] = lambda steps: None,
+    on_note: Callable[[str], None] = lambda note: None,
+    memory: float = MEMORY,
 ) -> Engine:
-    """The engine a spec names; `auto` is the fastest that can train the task. `on_steps` hears of steps trained."""
-    return SequentialEngine(task, device, on_steps)
+    """The engine a spec names; `auto` is whatever trains the task fastest here.
+
+    `on_steps` hears of steps trained, `on_note` one line on how trials are trained. `memory` is the share of the free
+    memory that trials trained side by side may take.
+    """
+    if name == "sequential":
+        return SequentialEngine(task, device, on_steps)
+    return PopulationEngine(task, device, on_steps, on_note, always=name == "population", memory=memory)

@@ -46,12 +46,18 @@ class SequentialBatch:
                 reports.append(None)
                 continue
             before = trial.step
-            with cpu_threads():
-                reports.append(trial.advance(to_step, evaluate))
-            self._on_steps(trial.step - before)
+            try:
+                with cpu_threads():
+                    reports.append(trial.advance(to_step, evaluate))
+            finally:
+                self._on_steps(trial.step - before)
             if trial.outcome is not None:
                 self._close(index, trial)
         return reports
+
+    def runs(self, index: int) -> bool:
+        """Whether trial `index` has not ended."""
+        return self._trials[index] is not None
 
     def prune(self, index: int) -> None:
         """See `TrialBatch.prune`."""

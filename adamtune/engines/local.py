@@ -1,0 +1,105 @@
+"""A batch of trials in this process: in stacks where that is quicker, one by one where it is not or cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+
+from adamtune.engines.sequential import SequentialBatch, cpu_threads
+from adamtune.history import RungReport, TrialRequest, TrialResult
+from adamtune.population import NotVectorisable, Population
+from adamtune.task import Task
+from adamtune.trial import Trial
+
+
+class LocalBatch:
+    """Trials that all train in stacks, or all one by one; see `engines.TrialBatch`.
+
+    What turns out midway not to be vectorisable is trained again one by one, from the start, and told to `on_note`.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        requests: Sequence[TrialRequest],
+        device: torch.device,
+        width: int,
+        noisy: bool,
+        on_steps: Callable[[int], None],
+        on_note: Callable[[str], None],
+    ) -> None:
+        """Stacks of at most `width` members; one by one where that is 1. `noisy`: the loss draws random numbers."""
+        self._task, self._device, self._on_steps, self._on_note = task, device, on_steps, on_note
+        self._requests = list(requests)
+        self._rungs: list[tuple[int, bool]] = []
+        self._active: list[Part] = []
+        self._home: dict[int, tuple[Part, int]] = {}
+        if width < 2:
+            self._adopt(SequentialBatch(self._trials(range(len(requests))), on_steps), range(len(requests)))
+            return
+        for places in _alike(requests):
+            try:
+                with cpu_threads():
+                    self._adopt(
+                        Population(task, [requests[place] for place in places], device, width, noisy, on_steps), places
+                    )
+            except NotVectorisable as reason:
+                on_note(f"trials train one by one: {reason}")
+                self._adopt(SequentialBatch(self._trials(places), on_steps), places)
+
+    def advance(self, to_step: int, evaluate: bool = True) -> list[RungReport | None]:
+        """See `TrialBatch.advance`."""
+        reports: list[RungReport | None] = [None] * len(self._requests)
+        for part in list(self._active):
+            try:
+                with cpu_threads():
+                    found = part.advance(to_step, evaluate)
+            except NotVectorisable as reason:
+                self._on_note(f"trials start again one by one: {reason}")
+                part = self._again(part)
+                found = part.advance(to_step, evaluate)
+            for place, (home, index) in self._home.items():
+                if home is part:
+                    reports[place] = found[index]
+        self._rungs.append((to_step, evaluate))
+        return reports
+
+    def prune(self, index: int) -> None:
+        """See `TrialBatch.prune`."""
+        part, place = self._home[index]
+        part.prune(place)
+
+    def results(self) -> list[TrialResult]:
+        """See `TrialBatch.results`."""
+        found = {id(part): part.results() for part, _ in self._home.values()}
+        return [found[id(part)][place] for part, place in (self._home[index] for index in range(len(self._requests)))]
+
+    def _trials(self, places: Iterable[int]) -> list[Trial]:
+        return [Trial(self._task, self._requests[place], self._device) for place in places]
+
+    def _adopt(self, part: Part, places: Iterable[int]) -> None:
+        self._active.append(part)
+        self._home |= {place: (part, index) for index, place in enumerate(places)}
+
+    def _again(self, part: Part) -> SequentialBatch:
+        """The trials of `part` that had not ended, trained one by one to where they were; the others keep their end."""
+        running = [place for place, (home, index) in self._home.items() if home is part and part.runs(index)]
+        self._active.remove(part)
+        again = SequentialBatch(self._trials(running), self._on_steps)
+        self._adopt(again, running)
+        for rung, evaluate in self._rungs:
+            again.advance(rung, evaluate)
+        return again
+
+
+Part = Population | SequentialBatch
+
+
+def _alike(requests: Sequence[TrialRequest]) -> list[list[int]]:
+    """Places of requests that can share a stack: of one horizon, precision and accumulation."""
+    found: dict[tuple[object, ...], list[int]] = {}
+    for place, request in enumerate(requests):
+        key = (request.horizon, request.recipe.precision, request.recipe.accumulate)
+        found.setdefault(key, []).append(place)
+    return list(found.values())

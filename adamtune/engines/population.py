@@ -1,0 +1,135 @@
+"""Trials in stacks, over the cores there are: whatever trains this task fastest here, found by measuring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from adamtune.engines.local import LocalBatch
+from adamtune.engines.memory import free_memory
+from adamtune.engines.processes import SharedBatch, Workers, process_count
+from adamtune.engines.width import StepTimes, time_alone, time_steps
+from adamtune.history import TrialRequest
+from adamtune.task import Task
+
+MEMORY = 0.6
+"""Share of the free memory that stacks may take."""
+
+_WORTH_MEASURING = 1.0
+"""Seconds of training below which a batch is trained one by one in this process: looking for better costs more."""
+_MEASURING_SHARE = 0.05
+"""Of the time that a batch would take one by one."""
+
+
+class PopulationEngine:
+    """Trains batches in stacks where that is possible and pays, spread over processes on a CPU.
+
+    Which it is, is measured when the first batch is opened that takes a second or more, and told to `on_note`.
+    """
+
+    name = "population"
+
+    def __init__(
+        self,
+        task: Task,
+        device: torch.device,
+        on_steps: Callable[[int], None] = lambda steps: None,
+        on_note: Callable[[str], None] = lambda note: None,
+        *,
+        always: bool = False,
+        memory: float = MEMORY,
+        processes: int | None = None,
+    ) -> None:
+        """Train `task` on `device`. `always`: in stacks also where that does not pay, or is not worth measuring.
+
+        `memory` is the share of the free memory that may be taken. `processes` is by default one a core.
+        """
+        self._task, self._device, self._on_steps, self._on_note = task, device, on_steps, on_note
+        self._always, self._memory = always, memory
+        self._processes = processes or process_count(device)
+        self._workers: Workers | None = None
+        self._alone: float | None = None
+        self._times: dict[tuple[str, int], StepTimes] = {}
+
+    def open(self, requests: Sequence[TrialRequest]) -> LocalBatch | SharedBatch:
+        """See `Engine.open`."""
+        if len(requests) < 2 and not self._always:
+            return self._local(requests, 1, False)
+        if not self._always and self._seconds(requests) < _WORTH_MEASURING:
+            return self._local(requests, 1, False)
+        times = self._measured(requests)
+        shares = _shares(requests, self._processes, times.noisy)
+        width = times.width
+        if self._always:
+            width = max([2, *(width for width, _ in times.stacked)]) if times.stacked else 1
+        elif width > 1 and not times.pays(_groups(requests, shares, times.noisy)):
+            width = 1
+        if len(shares) < 2:
+            return self._local(requests, width, times.noisy)
+        if self._workers is None:
+            self._workers = Workers(self._task, self._device, self._processes)
+        return self._workers.open(shares, requests, width, times.noisy, self._on_steps, self._on_note)
+
+    def close(self) -> None:
+        """End the worker processes; they also end with this one."""
+        if self._workers is not None:
+            self._workers.close()
+            self._workers = None
+
+    def _local(self, requests: Sequence[TrialRequest], width: int, noisy: bool) -> LocalBatch:
+        return LocalBatch(self._task, requests, self._device, width, noisy, self._on_steps, self._on_note)
+
+    def _seconds(self, requests: Sequence[TrialRequest]) -> float:
+        """What the batch takes one by one, about."""
+        if self._alone is None:
+            self._alone = time_alone(self._task, requests[0], self._device)
+        return self._alone * sum(request.horizon for request in requests)
+
+    def _measured(self, requests: Sequence[TrialRequest]) -> StepTimes:
+        first = requests[0].recipe
+        key = (first.precision, first.accumulate)
+        if key not in self._times:
+            alike = [r for r in requests if (r.recipe.precision, r.recipe.accumulate) == key]
+            memory = self._memory * free_memory(self._device) / self._processes
+            seconds = max(0.5, _MEASURING_SHARE * self._seconds(alike))
+            self._times[key] = times = time_steps(self._task, alike, self._device, memory, seconds)
+            self._on_note(_told(times, self._processes))
+        return self._times[key]
+
+
+def _shares(requests: Sequence[TrialRequest], processes: int, noisy: bool) -> list[list[int]]:
+    """Places of the requests by process: in turn, so that what is pruned later thins all alike; those of one seed
+    together where only they can share a stack.
+    """
+    places = list(range(len(requests)))
+    if not noisy:
+        return [places[start::processes] for start in range(min(processes, len(places)))]
+    places.sort(key=lambda place: requests[place].seed)
+    size = -(-len(places) // processes)
+    return [places[start : start + size] for start in range(0, len(places), size)]
+
+
+def _groups(requests: Sequence[TrialRequest], shares: Sequence[Sequence[int]], noisy: bool) -> list[int]:
+    """How many members can share a stack, for each group of them in each process."""
+    counts: dict[tuple[object, ...], int] = {}
+    for share, places in enumerate(shares):
+        for place in places:
+            request = requests[place]
+            seed = request.seed if noisy else None
+            key = (share, seed, request.horizon, request.recipe.precision, request.recipe.accumulate)
+            counts[key] = counts.get(key, 0) + 1
+    return list(counts.values())
+
+
+def _told(times: StepTimes, processes: int) -> str:
+    spread = f", {processes} processes" if processes > 1 else ""
+    if times.note:
+        return f"trials train one by one{spread}: {times.note}"
+    if times.width < 2:
+        return f"trials train one by one{spread}: stacks of this model are no faster"
+    best = dict(times.stacked)[times.width] / times.width
+    return (
+        f"trials train in stacks of up to {times.width}{spread}: "
+        f"{1e3 * best:.3g} ms a step and trial, alone {1e3 * times.alone:.3g} ms"
+    )

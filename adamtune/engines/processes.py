@@ -1,0 +1,277 @@
+"""Worker processes on one machine, each training its share of a batch on one CPU thread.
+
+They are forked, so that they have the task whatever it is made of, and start in milliseconds. They inherit no thread:
+this process trains on one thread before it forks, and so do they.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import traceback
+import warnings
+import weakref
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkProcess
+from typing import Any
+
+import torch
+
+from adamtune.engines.local import LocalBatch
+from adamtune.errors import AdamtuneError
+from adamtune.history import History, Outcome, RungReport, TrialRequest, TrialResult
+from adamtune.task import Task
+
+
+def process_count(device: torch.device) -> int:
+    """How many processes may train side by side here: one a core, where each is to use one thread."""
+    threads = os.environ.get("OMP_NUM_THREADS", "1").split(",")[0].strip()
+    if device.type != "cpu" or sys.platform != "linux" or threads not in ("", "1"):
+        return 1
+    return len(os.sched_getaffinity(0))
+
+
+class WorkerLost(AdamtuneError):
+    """A worker process died."""
+
+
+class Workers:
+    """The processes, started once and kept."""
+
+    def __init__(self, task: Task, device: torch.device, count: int) -> None:
+        """Fork `count` processes."""
+        context = multiprocessing.get_context("fork")
+        self._numbers = itertools.count()
+        self.ends: list[Connection] = []
+        self.processes: list[ForkProcess] = []
+        for _ in range(count):
+            here, there = context.Pipe()
+            process = context.Process(target=_serve, args=(there, [*self.ends, here], task, device), daemon=True)
+            with warnings.catch_warnings():
+                # Python 3.12 warns of threads: the bar's drawing thread holds nothing that a worker uses.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                process.start()
+            there.close()
+            self.ends.append(here)
+            self.processes.append(process)
+        self._finalizer = weakref.finalize(self, _stop, self.ends, self.processes)
+
+    def open(
+        self,
+        shares: Sequence[Sequence[int]],
+        requests: Sequence[TrialRequest],
+        width: int,
+        noisy: bool,
+        on_steps: Callable[[int], None],
+        on_note: Callable[[str], None],
+    ) -> SharedBatch:
+        """A batch whose requests are trained by worker n where share n lists their places."""
+        return SharedBatch(self, next(self._numbers), shares, requests, width, noisy, on_steps, on_note)
+
+    def close(self) -> None:
+        """End the processes."""
+        self._finalizer()
+
+
+class SharedBatch:
+    """A batch of trials spread over workers; see `engines.TrialBatch`."""
+
+    def __init__(
+        self,
+        workers: Workers,
+        number: int,
+        shares: Sequence[Sequence[int]],
+        requests: Sequence[TrialRequest],
+        width: int,
+        noisy: bool,
+        on_steps: Callable[[int], None],
+        on_note: Callable[[str], None],
+    ) -> None:
+        """See `Workers.open`."""
+        self._workers, self._number, self._shares = workers, number, [list(share) for share in shares]
+        self._requests, self._on_steps, self._on_note = requests, on_steps, on_note
+        self._ask("open", [([requests[place] for place in share], width, noisy) for share in self._shares])
+
+    def advance(self, to_step: int, evaluate: bool = True) -> list[RungReport | None]:
+        """See `TrialBatch.advance`."""
+        reports: list[RungReport | None] = [None] * len(self._requests)
+        answers = self._ask("advance", [(to_step, evaluate)] * len(self._shares))
+        for share, found in zip(self._shares, answers, strict=True):
+            for place, report in zip(share, found, strict=True):
+                reports[place] = report
+        return reports
+
+    def prune(self, index: int) -> None:
+        """See `TrialBatch.prune`."""
+        self._ask("prune", [([share.index(index)] if index in share else []) for share in self._shares])
+
+    def results(self) -> list[TrialResult]:
+        """See `TrialBatch.results`. Trials of a worker that died are `failed`."""
+        found: dict[int, TrialResult] = {}
+        for share, results in zip(self._shares, self._ask("results", [()] * len(self._shares), lost=None), strict=True):
+            if results is None:
+                lost = [_lost(self._requests[place]) for place in share]
+                results = lost
+            found |= dict(zip(share, results, strict=True))
+        return [found[place] for place in range(len(self._requests))]
+
+    def _ask(self, what: str, arguments: Sequence[Any], lost: Any = WorkerLost) -> list[Any]:
+        """The same question to every worker with a share; their answers. Raises what the first of them raised.
+
+        Where a worker has died the answer is `lost`, or that is raised.
+        """
+        ends = self._workers.ends[: len(self._shares)]
+        answers: dict[int, Any] = {}
+        errors: dict[int, BaseException] = {}
+
+        def gone(index: int) -> None:
+            if lost is WorkerLost:
+                errors[index] = WorkerLost(
+                    "a worker process died, perhaps for want of memory; what the others measured is kept. "
+                    "Narrow the stacks with --memory, or train in this process with --engine sequential"
+                )
+            else:
+                answers[index] = lost
+
+        for index, (end, argument) in enumerate(zip(ends, arguments, strict=True)):
+            try:
+                end.send((self._number, what, argument))
+            except OSError:
+                gone(index)
+        try:
+            self._collect(ends, answers, errors, gone)
+        except KeyboardInterrupt:  # the workers have it from the terminal too, but not where only this process was told
+            for process in self._workers.processes[: len(self._shares)]:
+                if process.pid is not None and process.is_alive():
+                    os.kill(process.pid, signal.SIGINT)
+            self._collect(ends, answers, errors, gone)
+            raise
+        if errors:
+            raise errors[min(errors)]
+        return [answers[index] for index in range(len(ends))]
+
+    def _collect(
+        self,
+        ends: list[Connection],
+        answers: dict[int, Any],
+        errors: dict[int, BaseException],
+        gone: Callable[[int], None],
+    ) -> None:
+        while len(answers) + len(errors) < len(ends):
+            waiting = [end for index, end in enumerate(ends) if index not in answers and index not in errors]
+            for ready in wait(waiting):
+                index = ends.index(ready)  # type: ignore[arg-type]
+                try:
+                    kind, value = ends[index].recv()
+                except (EOFError, OSError):
+                    gone(index)
+                    continue
+                match kind:
+                    case "steps":
+                        self._on_steps(value)
+                    case "note":
+                        self._on_note(value)
+                    case "answer":
+                        answers[index] = value
+                    case "error":
+                        errors[index] = value
+
+
+def _lost(request: TrialRequest) -> TrialResult:
+    history = History(request)
+    history.outcome = Outcome.FAILED
+    return history.result()
+
+
+def _stop(ends: list[Connection], processes: list[ForkProcess]) -> None:
+    for end in ends:
+        end.close()
+    for process in processes:
+        process.join(timeout=1)
+        if process.is_alive():
+            process.kill()
+
+
+class _Interruptible:
+    """Lets Ctrl-C in while a trial trains, and only then: never in the middle of a message."""
+
+    def __init__(self) -> None:
+        self.training = False
+        signal.signal(signal.SIGINT, self._interrupt)
+
+    def _interrupt(self, *_: object) -> None:
+        if self.training:
+            self.training = False
+            raise KeyboardInterrupt
+
+
+def _serve(end: Connection, others: list[Connection], task: Task, device: torch.device) -> None:
+    """The life of a worker: answer questions until the other end closes."""
+    for other in others:
+        other.close()  # else a worker would keep its siblings' pipes open past their owner's death
+    guard = _Interruptible()
+    torch.set_num_threads(1)
+    batches: dict[int, LocalBatch] = {}
+
+    def say(kind: str, value: Any) -> None:
+        training, guard.training = guard.training, False
+        end.send((kind, value))
+        guard.training = training
+
+    while True:
+        try:
+            number, what, argument = end.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            guard.training = what in ("open", "advance")
+            answer = _answer(batches, number, what, argument, task, device, say)
+            guard.training = False
+            say("answer", answer)
+        except (BrokenPipeError, ConnectionResetError):
+            return
+        except BaseException as problem:
+            guard.training = False
+            say("error", _portable(problem))
+
+
+def _answer(
+    batches: dict[int, LocalBatch],
+    number: int,
+    what: str,
+    argument: Any,
+    task: Task,
+    device: torch.device,
+    say: Callable[[str, Any], None],
+) -> Any:
+    if what == "open":
+        requests, width, noisy = argument
+        batches[number] = LocalBatch(
+            task, requests, device, width, noisy, lambda steps: say("steps", steps), lambda note: say("note", note)
+        )
+        return None
+    if number not in batches:  # it was not opened: making its trials raised
+        return []
+    if what == "advance":
+        return batches[number].advance(*argument)
+    if what == "prune":
+        for index in argument:
+            batches[number].prune(index)
+        return None
+    return batches.pop(number).results()
+
+
+def _portable(problem: BaseException) -> BaseException:
+    """The exception as it can cross to another process, with its traceback as a note for --debug."""
+    told = "".join(traceback.format_exception(problem))
+    try:
+        pickle.loads(pickle.dumps(problem))
+    except Exception:
+        problem = AdamtuneError(str(problem)) if isinstance(problem, AdamtuneError) else RuntimeError(told)
+    problem.add_note(told)
+    return problem

@@ -1,0 +1,130 @@
+"""How many members a stack should have, found by timing a few steps of this task on this machine."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from adamtune.engines.sequential import cpu_threads
+from adamtune.history import History, TrialRequest
+from adamtune.population import NotVectorisable
+from adamtune.population.check import check
+from adamtune.population.feed import Feed
+from adamtune.population.stack import Member, Stack
+from adamtune.task import Task
+from adamtune.trial import Trial
+
+WIDTHS = (2, 4, 8, 16, 32, 64, 128)
+
+_GAIN = 0.97
+"""A stack must need at most this share of the time that its trials need one by one."""
+_STILL_FALLING = 0.95
+"""Wider stacks are tried while the time a member needs falls below this share of the last width's."""
+_TIMED = 3
+"""Steps timed at each width, after one to warm up; the quickest counts."""
+_OVERHEAD = 1.5
+"""Memory a stack takes beside what is counted: results of operations under way, and the allocator's slack."""
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """What was measured: seconds of a training step, alone and in stacks of several widths."""
+
+    alone: float
+    stacked: tuple[tuple[int, float], ...]
+    """Width and seconds of one step of the whole stack; empty where trials cannot be stacked."""
+    noisy: bool
+    note: str
+    """Why trials cannot be stacked; empty where they can."""
+
+    @property
+    def width(self) -> int:
+        """The width at which a member's step costs least; 1 where none beats training alone."""
+        best = min(self.stacked, key=lambda timed: timed[1] / timed[0], default=(1, math.inf))
+        return best[0] if best[1] / best[0] < _GAIN * self.alone else 1
+
+    def seconds(self, count: int) -> float:
+        """Of one step of `count` members in stacks of at most `width`, interpolated; inf where that is 1."""
+        if self.width < 2:
+            return math.inf
+        stacks = math.ceil(count / self.width)
+        each = count / stacks
+        if each < 2:
+            return math.inf
+        for (low, before), (high, after) in zip(self.stacked, self.stacked[1:], strict=False):
+            if low <= each <= high:
+                return stacks * (before + (after - before) * (each - low) / (high - low))
+        return stacks * self.stacked[-1][1] * each / self.stacked[-1][0]
+
+    def pays(self, counts: Sequence[int]) -> bool:
+        """Whether stacks train groups of so many members faster than one by one."""
+        together = sum(min(self.seconds(count), count * self.alone) for count in counts)
+        return together < _GAIN * self.alone * sum(counts)
+
+
+def time_alone(task: Task, request: TrialRequest, device: torch.device) -> float:
+    """Seconds of a training step of one trial."""
+    with cpu_threads():
+        trial = Trial(task, replace(request, probe=False, horizon=max(request.horizon, 2 + _TIMED)), device)
+        trial.advance(1, evaluate=False)
+        _wait(device)
+        began = time.perf_counter()
+        trial.advance(1 + _TIMED, evaluate=False)
+        _wait(device)
+        return (time.perf_counter() - began) / _TIMED
+
+
+def time_steps(
+    task: Task, requests: Sequence[TrialRequest], device: torch.device, memory: float, most_seconds: float
+) -> StepTimes:
+    """Time steps at growing widths, while a member's share falls, within `memory` bytes and about `most_seconds`."""
+    began = time.perf_counter()
+    alone = time_alone(task, requests[0], device)
+    with cpu_threads():
+        try:
+            facts = check(task, requests, device)
+        except NotVectorisable as reason:
+            return StepTimes(alone, (), False, str(reason))
+        stacked: list[tuple[int, float]] = []
+        each = _OVERHEAD * (facts.state + facts.activations)
+        for width in WIDTHS:
+            if width > 2 and width * each > memory:
+                break
+            seconds = _time_stack(task, requests, device, width, facts.noisy)
+            falling = not stacked or seconds / width < _STILL_FALLING * stacked[-1][1] / stacked[-1][0]
+            stacked.append((width, seconds))
+            if not falling or time.perf_counter() - began + 2 * _TIMED * seconds > most_seconds:
+                break
+    return StepTimes(alone, tuple(stacked), facts.noisy, "")
+
+
+def _time_stack(task: Task, requests: Sequence[TrialRequest], device: torch.device, width: int, noisy: bool) -> float:
+    chosen = [requests[place % len(requests)] for place in range(width)]
+    if noisy:
+        chosen = [replace(request, seed=requests[0].seed) for request in chosen]
+    members = [Member(index, request, History(request)) for index, request in enumerate(chosen)]
+    seeds = dict.fromkeys(request.seed for request in chosen)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        feeds = {seed: Feed(task, seed, device) for seed in seeds}
+        steps = min(1 + _TIMED, chosen[0].horizon)
+        drawn = {
+            seed: feed.draw(0, steps, chosen[0].recipe.accumulate, chosen[0].horizon) for seed, feed in feeds.items()
+        }
+        stack = Stack.start(task, members, feeds, noisy, device)
+        quickest = math.inf
+        for step in range(steps):
+            _wait(device)
+            began = time.perf_counter()
+            stack.step({seed: batches[step] for seed, batches in drawn.items()}, step)
+            _wait(device)
+            quickest = min(quickest, time.perf_counter() - began)
+    return quickest
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,157 @@
+"""What is written down about one trial while it trains: losses, rungs, and how it ended. Whoever trains fills it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from adamtune.divergence import DivergenceWatch, patience_for
+from adamtune.recipe import Recipe
+from adamtune.schedule import multiplier
+
+INSPECT_EVERY = 16
+"""Steps between looks at the losses: on a GPU each look waits for the device. Part of a trial's definition, since a
+diverged trial has trained up to this many steps past its divergence, and they count."""
+
+
+class Outcome(StrEnum):
+    """How a trial ended."""
+
+    COMPLETED = "completed"
+    PRUNED = "pruned"
+    DIVERGED = "diverged"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """An exponential lr ramp from `start` to `end` over `steps` updates, in place of the recipe's lr and schedule."""
+
+    start: float
+    end: float
+    steps: int
+    group: str | None = None
+    """Ramp this group only; the others hold the recipe's lr."""
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of update `step`, from 0; groups multiply it by their own `lr_mult`."""
+        share = step / max(1, self.steps - 1)
+        return math.exp((1 - share) * math.log(self.start) + share * math.log(self.end))
+
+
+@dataclass(frozen=True)
+class TrialRequest:
+    """One training run to do: one recipe, one seed, up to `horizon` optimizer steps."""
+
+    recipe: Recipe
+    seed: int
+    horizon: int
+    ramp: Ramp | None = None
+    probe: bool = False
+    """Whether rungs record Adam's state."""
+
+    def multiplier(self, step: int) -> float:
+        """What the lr of update `step`, from 0, is multiplied by: the schedule's, or the ramp's in its place."""
+        if self.ramp is None:
+            return multiplier(self.recipe.schedule, step, self.horizon)
+        return self.ramp.lr_at(step) / self.recipe.lr
+
+    @property
+    def ramped(self) -> str | None:
+        """The one group that moves; None where all do."""
+        return self.ramp.group if self.ramp else None
+
+
+@dataclass(frozen=True)
+class RungReport:
+    """What was measured when a trial reached a rung."""
+
+    step: int
+    train_losses: tuple[float, ...]
+    """Of every step since the rung before; NaN where fp16 skipped the update."""
+    values: Mapping[str, float]
+    """Validation `loss` and the task's metrics; empty where the rung was not evaluated."""
+    probe: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """A trial that has ended. `steps` counts every optimizer step it trained, also those past a divergence."""
+
+    request: TrialRequest
+    outcome: Outcome
+    steps: int
+    rungs: tuple[RungReport, ...]
+    seconds: float
+    message: str = ""
+
+    @property
+    def train_losses(self) -> list[float]:
+        """The loss of every step up to the end or the divergence."""
+        return [loss for rung in self.rungs for loss in rung.train_losses]
+
+    def final(self, name: str = "loss") -> float:
+        """Validation `loss` or a metric at the horizon; NaN unless the trial completed and was evaluated there."""
+        return self.rungs[-1].values.get(name, math.nan) if self.outcome is Outcome.COMPLETED else math.nan
+
+
+class History:
+    """A trial's record under way. `outcome` is None while it runs."""
+
+    def __init__(self, request: TrialRequest) -> None:
+        """Nothing trained yet."""
+        self.request = request
+        self.outcome: Outcome | None = None
+        self.step = 0
+        """Optimizer steps done."""
+        self.seconds = 0.0
+        self._message = ""
+        self._rungs: list[RungReport] = []
+        self._losses: list[float] = []
+        self._reported = 0
+        self._skipped: set[int] = set()
+        self._watch = DivergenceWatch(patience_for(request.horizon))
+
+    def skip(self) -> None:
+        """The step under way made no update: fp16 overflowed."""
+        self._skipped.add(self.step)
+
+    def read(self, losses: Iterable[float]) -> None:
+        """Take the losses of the steps since the last look; the trial ends where they show that it diverged."""
+        for loss in losses:
+            at = len(self._losses)
+            self._losses.append(loss)
+            if at not in self._skipped and self._watch.diverged(loss):
+                self.diverge(at)
+                break
+
+    def diverge(self, step: int) -> None:
+        """End the trial: it diverged with step `step`, from 0."""
+        self.outcome = Outcome.DIVERGED
+        self._message = f"diverged at step {step + 1}"
+
+    def rung(self, values: Mapping[str, float], probed: Mapping[str, float]) -> RungReport | None:
+        """Close a rung with what was measured there; the report, or None where the trial has diverged."""
+        if self.outcome is None and not math.isfinite(values.get("loss", 0.0)):
+            self.diverge(self.step - 1)
+        new = enumerate(self._losses[self._reported :], start=self._reported)
+        losses = tuple(math.nan if at in self._skipped else loss for at, loss in new)
+        self._reported = len(self._losses)
+        report = RungReport(self.step, losses, values, {} if self.outcome else probed)
+        self._rungs.append(report)
+        if self.outcome is None and self.step >= self.request.horizon:
+            self.outcome = Outcome.COMPLETED
+        return None if self.outcome is Outcome.DIVERGED else report
+
+    def prune(self) -> None:
+        """End the trial here by decision of whoever compares it."""
+        if self.outcome is None:
+            self.outcome = Outcome.PRUNED
+
+    def result(self) -> TrialResult:
+        """The trial as it stands; one that has not ended counts as pruned."""
+        return TrialResult(
+            self.request, self.outcome or Outcome.PRUNED, self.step, tuple(self._rungs), self.seconds, self._message
+        )

@@ -1,0 +1,237 @@
+"""Train K recipes at once: their models stacked into one, each with its own lr, betas, eps, decay, schedule and seed.
+
+A trial has here the numbers it has alone, but for rounding: its seed's initial weights, batches and noise are drawn as
+`adamtune.trial` draws them. Members with one seed share them. Members of several seeds are stacked where the loss draws
+no random numbers; where it does, each seed has stacks of its own, in which one draw serves all.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from adamtune.errors import AdamtuneError
+from adamtune.history import INSPECT_EVERY, History, RungReport, TrialRequest, TrialResult
+from adamtune.population.feed import Drawn, Feed
+from adamtune.population.joined import Uneven, joined
+from adamtune.population.stack import Member, NotVectorisable, Stack
+from adamtune.task import Task
+from adamtune.task_calls import raised
+
+__all__ = ["NotVectorisable", "Population"]
+
+
+class Population:
+    """A batch of trials (see `engines.TrialBatch`) that agree in horizon, precision and accumulation."""
+
+    def __init__(
+        self,
+        task: Task,
+        requests: Sequence[TrialRequest],
+        device: torch.device,
+        width: int,
+        noisy: bool,
+        on_steps: Callable[[int], None] = lambda steps: None,
+    ) -> None:
+        """Stacks of at most `width` members. `noisy`: the loss draws random numbers.
+
+        Raises `NotVectorisable`, here and from `advance`: the trials must then be trained another way, from the start.
+        """
+        self._task, self._device, self._on_steps = task, device, on_steps
+        self._histories = [History(request) for request in requests]
+        self._members = [
+            Member(index, request, history)
+            for index, (request, history) in enumerate(zip(requests, self._histories, strict=True))
+        ]
+        self._feeds = {seed: Feed(task, seed, device) for seed in dict.fromkeys(r.seed for r in requests)}
+        self._noisy = noisy
+        self._accumulate = requests[0].recipe.accumulate
+        self._horizon = requests[0].horizon
+        self._step = 0
+        self._ahead: dict[int, list[Drawn]] = {seed: [] for seed in self._feeds}
+        first = self._draw(min(INSPECT_EVERY, self._horizon))
+        apart = noisy or _uneven(first)
+        self._stacks = [
+            Stack.start(task, members, self._feeds, noisy, device) for members in _portions(self._members, width, apart)
+        ]
+        for feed in self._feeds.values():
+            feed.forget_model()
+
+    def advance(self, to_step: int, evaluate: bool = True) -> list[RungReport | None]:
+        """See `TrialBatch.advance`."""
+        began = time.perf_counter()
+        running = [member for member in self._members if member.history.outcome is None]
+        with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
+            probed = self._train(min(to_step, self._horizon))
+            values = self._evaluate() if evaluate else {}
+        reports: list[RungReport | None] = [None] * len(self._members)
+        for member in running:
+            member.history.seconds += (time.perf_counter() - began) / len(running)
+            measured, recorded = values.get(member.index, {}), probed.get(member.index, {})
+            reports[member.index] = member.history.rung(measured, recorded)
+        self._drop_ended()
+        return reports
+
+    def runs(self, index: int) -> bool:
+        """Whether trial `index` has not ended."""
+        return self._histories[index].outcome is None
+
+    def prune(self, index: int) -> None:
+        """See `TrialBatch.prune`."""
+        self._histories[index].prune()
+
+    def results(self) -> list[TrialResult]:
+        """See `TrialBatch.results`."""
+        return [history.result() for history in self._histories]
+
+    def _draw(self, count: int) -> dict[int, list[Drawn]]:
+        """By seed, what the next `count` steps train on; it stays in store until those steps are done."""
+        for seed, store in self._ahead.items():
+            missing = count - len(store)
+            if missing > 0:
+                first = self._step + len(store)
+                store += self._feeds[seed].draw(first, missing, self._accumulate, self._horizon)
+        window = {seed: store[:count] for seed, store in self._ahead.items()}
+        if self._noisy and self._accumulate > 1 and any(d.consumed for drawn in window.values() for d in drawn):
+            raise NotVectorisable("its batches and its loss draw from one random stream in turn")
+        return window
+
+    def _train(self, to_step: int) -> dict[int, dict[str, float]]:
+        """Every running member to `to_step`; what the probe recorded there, by index."""
+        probed: dict[int, dict[str, float]] = {}
+        self._drop_ended()
+        while self._step < to_step and self._stacks:
+            count = min(INSPECT_EVERY, to_step - self._step)
+            window = self._draw(count)
+            self._stacks = [done for stack in self._stacks for done in self._train_window(stack, window, count)]
+            self._step += count
+            for store in self._ahead.values():
+                del store[:count]
+            if self._step == to_step:
+                for stack in self._stacks:
+                    for row, member in enumerate(stack.members):
+                        if member.request.probe and member.history.outcome is None:
+                            probed[member.index] = stack.probe(row, self._step - 1)
+            self._drop_ended()
+        return probed
+
+    def _train_window(self, stack: Stack, window: dict[int, list[Drawn]], count: int) -> list[Stack]:
+        """One stack through the next `count` steps; it comes back in two where memory did not hold it in one."""
+        first, done = self._step, []
+        pending: list[tuple[Stack, int, list[Tensor]]] = [(stack, first, [])]
+        while pending:
+            stack, step, losses = pending.pop()
+            try:
+                while step < first + count:
+                    losses.append(stack.step({seed: drawn[step - first] for seed, drawn in window.items()}, step))
+                    step += 1
+            except Exception as problem:
+                if _out_of_memory(problem) and stack.width > 1:
+                    one, other = stack.halves()
+                    mine = [values[: one.width] for values in losses]
+                    theirs = [values[one.width :] for values in losses]
+                    pending += [(one, step, mine), (other, step, theirs)]
+                    continue
+                self._settle(stack, step, losses)
+                if self._lose_unsound(stack):
+                    if stack.width:
+                        pending.append((stack, step, []))
+                    continue
+                if isinstance(problem, AdamtuneError | NotVectorisable):
+                    raise
+                raise NotVectorisable(f"{type(problem).__name__} at training step {step + 1}") from problem
+            except BaseException:
+                self._settle(stack, step, losses)
+                raise
+            self._settle(stack, step, losses)
+            done.append(stack)
+        return done
+
+    def _settle(self, stack: Stack, step: int, losses: list[Tensor]) -> None:
+        """Write down the losses of a stack that has come to `step`."""
+        trained = 0
+        columns = torch.stack(losses).double().t().tolist() if losses else [[] for _ in stack.members]
+        for member, column in zip(stack.members, columns, strict=True):
+            trained += step - member.history.step
+            member.history.step = step
+            if member.history.outcome is None:
+                member.history.read(column)
+        self._on_steps(trained)
+
+    def _lose_unsound(self, stack: Stack) -> bool:
+        """Let go of the members that have diverged or whose parameters show it; whether there were any."""
+        for member, sound in zip(stack.members, stack.sound(), strict=True):
+            if member.history.outcome is None and not sound:
+                member.history.diverge(max(0, member.history.step - 1))
+        return _drop_ended(stack)
+
+    def _evaluate(self) -> dict[int, dict[str, float]]:
+        values: dict[int, dict[str, float]] = {}
+        for stack in self._stacks:
+            while stack.width:
+                try:
+                    found = stack.evaluate()
+                except AdamtuneError:
+                    raise
+                except Exception as problem:
+                    if self._lose_unsound(stack):
+                        continue
+                    raise raised(
+                        self._task, f"at the evaluation after training step {self._step}", problem
+                    ) from problem
+                values |= {member.index: value for member, value in zip(stack.members, found, strict=True)}
+                break
+        return values
+
+    def _drop_ended(self) -> None:
+        for stack in self._stacks:
+            _drop_ended(stack)
+        self._stacks = [stack for stack in self._stacks if stack.width]
+        alive = {member.request.seed for stack in self._stacks for member in stack.members}
+        self._ahead = {seed: store for seed, store in self._ahead.items() if seed in alive}
+
+
+def _drop_ended(stack: Stack) -> bool:
+    alive = [row for row, member in enumerate(stack.members) if member.history.outcome is None]
+    ended = len(alive) < stack.width
+    stack.keep(alive)
+    return ended
+
+
+def _portions(members: Sequence[Member], width: int, apart: bool) -> list[list[Member]]:
+    """Members by stack: even portions of at most `width`; where `apart`, of one seed each.
+
+    Equal recipes lie side by side, so that they share an update.
+    """
+    order: dict[str, int] = {}
+    for member in members:
+        order.setdefault(member.request.recipe.training_key(), len(order))
+    pools: dict[int, list[Member]] = {}
+    for member in sorted(members, key=lambda member: order[member.request.recipe.training_key()]):
+        pools.setdefault(member.request.seed if apart else 0, []).append(member)
+    portions = []
+    for pool in pools.values():
+        parts = math.ceil(len(pool) / max(1, width))
+        ends = [round(len(pool) * part / parts) for part in range(parts + 1)]
+        portions += [pool[start:end] for start, end in itertools.pairwise(ends)]
+    return portions
+
+
+def _uneven(window: dict[int, list[Drawn]]) -> bool:
+    """Whether the seeds' batches cannot be stacked."""
+    try:
+        for drawn in zip(*window.values(), strict=True):
+            for batches in zip(*(one.batches for one in drawn), strict=True):
+                joined(batches)
+    except Uneven:
+        return True
+    return False
+
+
+def _out_of_memory(problem: Exception) -> bool:
+    return isinstance(problem, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(problem)

@@ -1,0 +1,177 @@
+"""Whether a task's trials train in a stack as they do alone: tried on one step before anything is trained."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from adamtune.history import History, TrialRequest
+from adamtune.population.feed import Drawn, Feed
+from adamtune.population.joined import Uneven
+from adamtune.population.stack import Member, NotVectorisable, Stack
+from adamtune.randomness import RandomState, Stream, TorchState, derive_seed
+from adamtune.task import Task
+from adamtune.task_calls import check_loss
+from adamtune.trial import autocast
+
+_TOLERANCE = {"fp32": 1e-2, "bf16": 0.2}
+"""How far a parameter's gradient may be from the one computed alone, as a share of its norm. Rounding is a thousandth
+of it; what this is for (weights that a module keeps out of the stack's sight, noise in another order) is all of it."""
+
+
+@dataclass(frozen=True)
+class StepFacts:
+    """What one step told."""
+
+    noisy: bool
+    """Whether the loss draws random numbers."""
+    activations: int
+    """Bytes kept for the backward pass, for one member."""
+    state: int
+    """Bytes of parameters, gradients, Adam's moments and buffers, for one member."""
+
+
+@dataclass(frozen=True)
+class _Alone:
+    loss: float
+    gradients: dict[str, Tensor | None]
+    buffers: dict[str, Tensor]
+
+
+def check(task: Task, requests: Sequence[TrialRequest], device: torch.device) -> StepFacts:
+    """Train the first step of two of `requests` alone and stacked, and compare. Raises `NotVectorisable`.
+
+    What the task itself raises is told in the same way: trained one by one, it will raise it again.
+    """
+    first = requests[0]
+    if first.recipe.precision == "fp16":
+        raise NotVectorisable("fp16 scales each trial's loss by itself")
+    if device.type not in ("cpu", "cuda"):
+        raise NotVectorisable(f"torch has no fused update on {device.type}")
+    try:
+        return _check(task, requests, device)
+    except NotVectorisable:
+        raise
+    except Exception as problem:
+        raise NotVectorisable(_one_line(problem)) from problem
+
+
+def _check(task: Task, requests: Sequence[TrialRequest], device: torch.device) -> StepFacts:
+    first = requests[0]
+    other = next((request for request in requests if request.seed != first.seed), replace(first, seed=first.seed + 1))
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        alone, drawn, facts = {}, {}, None
+        for request in (first, other):
+            feed = Feed(task, request.seed, device)
+            drawn[request.seed] = feed.draw(0, 1, first.recipe.accumulate, first.horizon)[0]
+            alone[request.seed], found = _train_alone(task, request, feed.model, drawn[request.seed], device)
+            facts = facts or found
+        assert facts is not None
+        pairs = [(first, first), (other, other)] if facts.noisy else [(first, other)]
+        for pair in pairs:
+            try:
+                _compare(task, pair, alone, drawn, facts.noisy, device)
+            except Uneven:  # then each seed has a stack of its own
+                for request in pair:
+                    _compare(task, (request, request), alone, drawn, facts.noisy, device)
+    return facts
+
+
+def _train_alone(
+    task: Task, request: TrialRequest, model: nn.Module, drawn: Drawn, device: torch.device
+) -> tuple[_Alone, StepFacts]:
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with RandomState(derive_seed(request.seed, Stream.INIT)).active(device):
+        python, numpy = random.getstate(), np.random.get_state()
+        drawn.chance.restore()
+        total = torch.zeros((), device=device)
+        model.train()
+        for batch in drawn.batches:
+            with (
+                torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+                autocast(request.recipe.precision, device),
+            ):
+                loss = task.loss(model, batch)
+            check_loss(task, loss, 0)
+            share = loss.reshape(()) / request.recipe.accumulate
+            share.backward()  # type: ignore[no-untyped-call]
+            total = total + share.detach()
+        noisy = TorchState.now(device) != drawn.chance
+        if random.getstate() != python or not _same_numpy(np.random.get_state(), numpy):
+            raise NotVectorisable("its loss draws from Python's or NumPy's random numbers")
+    own = [*model.parameters(), *model.buffers()]
+    for tensor in own:
+        kept.pop(tensor.untyped_storage().data_ptr(), None)
+    gradients = {name: param.grad for name, param in model.named_parameters() if param.requires_grad}
+    if any(gradient is not None and gradient.is_sparse for gradient in gradients.values()):
+        raise NotVectorisable("its gradients are sparse")
+    trained = sum(param.nbytes for param in model.parameters() if param.requires_grad)
+    facts = StepFacts(noisy, sum(kept.values()), 3 * trained + sum(tensor.nbytes for tensor in own))
+    return _Alone(float(total), gradients, dict(model.named_buffers())), facts
+
+
+def _compare(
+    task: Task,
+    pair: tuple[TrialRequest, TrialRequest],
+    alone: dict[int, _Alone],
+    drawn: dict[int, Drawn],
+    noisy: bool,
+    device: torch.device,
+) -> None:
+    members = [Member(index, request, History(request)) for index, request in enumerate(pair)]
+    feeds = {request.seed: Feed(task, request.seed, device) for request in pair}
+    stack = Stack.start(task, members, feeds, noisy, device)
+    with stack.watched() as where, _one_reason(where):
+        losses = stack.backward(drawn, 0).tolist()
+    share = _TOLERANCE[pair[0].recipe.precision]
+    for row, request in enumerate(pair):
+        one, scale = alone[request.seed], 0.0
+        if abs(losses[row] - one.loss) > share * max(1e-6, abs(one.loss)):
+            raise NotVectorisable(f"in a stack its first loss is {losses[row]:.6g}, alone {one.loss:.6g}")
+        scale = max((float(g.norm()) for g in one.gradients.values() if g is not None), default=0.0)
+        for name, gradient in stack.gradients(row).items():
+            reference = one.gradients[name]
+            if (gradient is None) != (reference is None):
+                raise NotVectorisable(
+                    f"in a stack the parameter '{name}' gets {'no' if gradient is None else 'a'} gradient"
+                )
+            if gradient is None or reference is None:
+                continue
+            if float((gradient - reference).norm()) > share * float(reference.norm()) + 1e-5 * scale:
+                raise NotVectorisable(f"in a stack the gradient of the parameter '{name}' is another")
+        for name, buffer in stack.buffers(row).items():
+            if not torch.allclose(buffer.double(), one.buffers[name].double(), rtol=share, atol=1e-6, equal_nan=True):
+                raise NotVectorisable(f"in a stack the buffer '{name}' is not kept")
+
+
+@contextmanager
+def _one_reason(where: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except (NotVectorisable, Uneven):
+        raise
+    except Exception as problem:
+        place = f"module {where[-1]}: " if where else ""
+        raise NotVectorisable(place + _one_line(problem)) from problem
+
+
+def _one_line(problem: Exception) -> str:
+    text = str(problem).strip().split("\n")[0].split(". ")[0]
+    return f"{text[:160] or type(problem).__name__}"
+
+
+def _same_numpy(one: Any, other: Any) -> bool:
+    return np.array_equal(one[1], other[1]) and one[2:] == other[2:]

@@ -1,0 +1,217 @@
+"""Quicker ways to run a few operations for all members at once than `torch.vmap`'s own.
+
+Nothing here changes what is computed, only the layout it is computed in; without it a stack trains the same, more
+slowly. Why each is quicker (measured on CPU):
+
+- `linear`: one batched GEMM whose weight gradient comes out in the weight's own layout; vmap's is transposed, and
+  autograd copies it.
+- `conv2d`, `max_pool2d`: the members become channels, in channels-last layout, as one grouped convolution; channels
+  first it is 2.5 times slower, and max-pooling 16 times.
+- `scaled_dot_product_attention`: the members join the batch; vmap runs the fused kernel once a member.
+- `dropout`: the noise is drawn once for all members (they share a seed), in the order in which one model draws it.
+
+They lie below `torch.vmap`'s public surface, so where torch has moved what they rest on, they are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+try:
+    from torch._C._functorch import (
+        _add_batch_dim,
+        get_unwrapped,
+        is_batchedtensor,
+        maybe_get_bdim,
+        maybe_get_level,
+        peek_interpreter_stack,
+    )
+    from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
+
+    AVAILABLE = True
+except ImportError:  # another torch
+    AVAILABLE = False
+
+Folded = tuple[Tensor, int]
+"""A result for all members, and which of its dimensions counts them."""
+Rule = Callable[..., Folded | None]
+"""Called with the members' count, where each positional tensor has its member dimension (None: shared by all), the
+positional arguments and the keywords; None where it does not apply."""
+
+_CHANNELS_LAST = torch.channels_last
+
+
+class _Linear(torch.autograd.Function):
+    """x (K, rows, in), weight (K, out, in), bias (K, out) or None -> (K, rows, out)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        if bias is None:
+            return torch.bmm(x, weight.transpose(1, 2))
+        return torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (out,) = gradients
+        x, weight = ctx.saved_tensors
+        return (
+            torch.bmm(out, weight) if ctx.needs_input_grad[0] else None,
+            torch.bmm(out.transpose(1, 2), x) if ctx.needs_input_grad[1] else None,
+            out.sum(1) if ctx.has_bias else None,
+        )
+
+
+class _ChannelsLastGradient(torch.autograd.Function):
+    """The identity; its gradient comes back channels-last, whatever the layers above made of it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _channels_last(gradients[0])
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """The same with its second dimension innermost in memory, also where that has one entry and torch cannot tell."""
+    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+def _linear(count: int, dims: Sequence[int | None], x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
+    own_bias = bias is None or (dims[2] == 0 and bias.ndim == 2)
+    if dims[1] != 0 or weight.ndim != 3 or not own_bias or torch.is_autocast_enabled(x.device.type):
+        return None
+    x = x.expand(count, *x.shape) if dims[0] is None else x.movedim(dims[0], 0)
+    if x.ndim < 2 or x.shape[-1] != weight.shape[-1]:
+        return None
+    out = _Linear.apply(x.reshape(count, -1, x.shape[-1]), weight, bias)  # type: ignore[no-untyped-call]
+    return out.view(*x.shape[:-1], weight.shape[1]), 0
+
+
+def _members_as_channels(x: Tensor, dim: int) -> Tensor:
+    return _channels_last(x.movedim(dim, 1).flatten(1, 2))
+
+
+def _conv2d(
+    count: int,
+    dims: Sequence[int | None],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Folded | None:
+    own_bias = bias is None or dims[2] == 0
+    logical = x.ndim - (dims[0] is not None)
+    if dims[1] != 0 or not own_bias or logical != 4 or x.device.type != "cpu" or isinstance(padding, str):
+        return None
+    if dims[0] is None and groups > 1:
+        return None
+    shared = dims[0] is None
+    source = _channels_last(x) if dims[0] is None else _members_as_channels(x, dims[0])
+    filters = weight.flatten(0, 1).contiguous(memory_format=_CHANNELS_LAST)
+    offsets = bias.flatten() if bias is not None else None
+    split = groups if shared else groups * count
+    out = functional.conv2d(source, filters, offsets, stride, padding, dilation, split)
+    out = _ChannelsLastGradient.apply(_channels_last(out))  # type: ignore[no-untyped-call]
+    return out.unflatten(1, (count, -1)), 1
+
+
+def _max_pool2d(count: int, dims: Sequence[int | None], x: Tensor, *args: Any, **options: Any) -> Folded | None:
+    if dims[0] is None or x.ndim != 5 or x.device.type != "cpu" or options.get("return_indices"):
+        return None
+    out = functional.max_pool2d(_members_as_channels(x, dims[0]), *args, **options)
+    out = _ChannelsLastGradient.apply(out)  # type: ignore[no-untyped-call]
+    return out.unflatten(1, (count, -1)), 1
+
+
+def _attention(
+    count: int, dims: Sequence[int | None], query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any
+) -> Folded | None:
+    mask = args[0] if args else options.get("attn_mask")
+    dropout = args[1] if len(args) > 1 else options.get("dropout_p", 0.0)
+    if dropout or (mask is not None and (mask.ndim > 2 or any(dim is not None for dim in dims[3:]))):
+        return None
+    folded: list[Tensor] = []
+    for tensor, dim in zip((query, key, value), dims, strict=False):
+        every = tensor.expand(count, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+        if every.ndim < 4:
+            return None
+        folded.append(every.flatten(0, 1))
+    if "attn_mask" in options and is_batchedtensor(options["attn_mask"]):
+        return None
+    q, k, v = folded
+    out = functional.scaled_dot_product_attention(q, k, v, *args, **options)
+    return out.view(count, -1, *out.shape[1:]), 0
+
+
+def _dropout(
+    count: int, dims: Sequence[int | None], x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> Folded | None:
+    if not training or inplace or not 0 < p < 1 or dims[0] is None or x.device.type != "cpu":
+        return None
+    x = x.movedim(dims[0], 0)
+    noise = torch.empty_like(x[0]).bernoulli_(1 - p).div_(1 - p)  # as torch's own dropout on the CPU does
+    return x * noise, 0
+
+
+_RULES: dict[Any, Rule] = {
+    functional.linear: _linear,
+    torch.conv2d: _conv2d,
+    functional.max_pool2d: _max_pool2d,
+    torch.max_pool2d: _max_pool2d,
+    functional.scaled_dot_product_attention: _attention,
+}
+
+
+class FastOps(TorchFunctionMode):
+    """Inside, a call of one of these functions on members runs by its rule. For use within a `torch.vmap`."""
+
+    def __init__(self, count: int, noisy: bool) -> None:
+        """`count` members; `noisy` where they share one seed, so that they share their noise too."""
+        super().__init__()
+        self._count = count
+        self._rules = _RULES | ({functional.dropout: _dropout} if noisy else {}) if AVAILABLE else {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run `func` by its rule, or as it is."""
+        kwargs = kwargs or {}
+        rule = self._rules.get(func)
+        if rule is not None:
+            out = self._fold(rule, args, kwargs)
+            if out is not None:
+                return out
+        return func(*args, **kwargs)
+
+    def _fold(self, rule: Rule, args: Any, kwargs: Any) -> Tensor | None:
+        level: int | None = None
+        dims: list[int | None] = []
+        plain: list[Any] = []
+        for arg in args:
+            if isinstance(arg, Tensor) and is_batchedtensor(arg):
+                if level not in (None, maybe_get_level(arg)):
+                    return None
+                level = maybe_get_level(arg)
+                dims.append(maybe_get_bdim(arg))
+                arg = get_unwrapped(arg)
+            elif isinstance(arg, Tensor) or arg is None:
+                dims.append(None)
+            plain.append(arg)
+        if level is None or level > 1 or peek_interpreter_stack().level() != level:
+            return None  # nothing of the members' in it, or the model has transforms of its own
+        if any(isinstance(value, Tensor) and is_batchedtensor(value) for value in kwargs.values()):
+            return None
+        with temporarily_pop_interpreter_stack():
+            out = rule(self._count, dims, *plain, **kwargs)
+        return None if out is None else _add_batch_dim(*out, level)

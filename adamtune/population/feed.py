@@ -1,0 +1,68 @@
+"""The models and batches of one seed, drawn as a trial of that seed alone draws them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from adamtune.errors import AdamtuneError
+from adamtune.randomness import RandomState, Stream, TorchState, derive_seed, seed_torch
+from adamtune.task import Batch, Task, batch_to
+from adamtune.task_calls import new_model, next_batch, raised
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What one step trains on, and where torch's random stream stood after drawing it."""
+
+    batches: tuple[Batch, ...]
+    chance: TorchState
+    consumed: bool
+    """Whether drawing them took anything from torch's global stream."""
+
+
+class Feed:
+    """All members of one seed share its model at the start, its batches and its noise."""
+
+    def __init__(self, task: Task, seed: int, device: torch.device) -> None:
+        """Draw the model. Raises `TaskError` where the task fails."""
+        self.seed = seed
+        self._task, self._device = task, device
+        self._random = RandomState(derive_seed(seed, Stream.INIT))
+        with self._random.active(device):
+            seed_torch(derive_seed(seed, Stream.INIT), device)
+            try:
+                self.model: nn.Module = new_model(task).to(device)
+                generator = torch.Generator().manual_seed(derive_seed(seed, Stream.DATA))
+                self._batches: Iterator[Batch] = iter(task.train_batches(generator))
+            except AdamtuneError:
+                raise
+            except Exception as problem:
+                raise raised(task, "before training", problem) from problem
+
+    def forget_model(self) -> None:
+        """Let go of the model at the start; only its copies are trained."""
+        self.model = nn.Module()
+
+    def draw(self, first: int, count: int, accumulate: int, horizon: int) -> list[Drawn]:
+        """The batches of `count` steps from step `first` on, `accumulate` a step."""
+        drawn = []
+        with self._random.active(self._device):
+            for step in range(first, first + count):
+                seed_torch(derive_seed(self.seed, Stream.STEP, step), self._device)
+                before = TorchState.now(self._device)
+                try:
+                    batches = tuple(
+                        batch_to(next_batch(self._task, self._batches, step, horizon), self._device)
+                        for _ in range(accumulate)
+                    )
+                except AdamtuneError:
+                    raise
+                except Exception as problem:
+                    raise raised(self._task, f"at training step {step + 1}", problem) from problem
+                after = TorchState.now(self._device)
+                drawn.append(Drawn(batches, after, consumed=after != before))
+        return drawn

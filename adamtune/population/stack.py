@@ -1,0 +1,439 @@
+"""A stack: the models of many members as one model, each parameter with a leading dimension that counts members.
+
+One forward pass by `torch.vmap` and one backward pass over the sum of the losses serve all of them: a member's loss
+does not depend on another's parameters, so neither does its gradient. The update is torch's own fused kernel, once for
+each run of neighbours with the same recipe: one pass over memory instead of the dozen that an update of tensor
+operations takes, which would cost as much as the training itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from adamtune.groups import ParamGroup, param_groups
+from adamtune.history import History, TrialRequest
+from adamtune.optim import moves, optimizer_for
+from adamtune.population.fast_ops import FastOps
+from adamtune.population.feed import Drawn, Feed
+from adamtune.population.joined import joined
+from adamtune.probe import AdamProbe
+from adamtune.randomness import RandomState, Stream, derive_seed, seed_torch
+from adamtune.recipe import Recipe
+from adamtune.task import Batch, Task, batch_rows, batch_to
+from adamtune.task_calls import check_loss, no_validation
+from adamtune.trial import HUGE, autocast
+
+Measure = Callable[[nn.Module, Batch], Tensor]
+
+
+class NotVectorisable(Exception):
+    """These trials cannot be trained as one stack; the text says what stands in the way."""
+
+
+@dataclass(eq=False)
+class Member:
+    """One trial of a population, and its place in the batch that was asked for."""
+
+    index: int
+    request: TrialRequest
+    history: History
+
+
+class _Call(nn.Module):
+    """Calls `function(model, batch)` as a forward pass, so that `functional_call` lends the model its parameters."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, function: Measure, batch: Batch) -> Any:
+        return function(self.model, batch)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Neighbouring rows that share a recipe, and with it one update."""
+
+    rows: slice
+    recipe: Recipe
+    groups: list[tuple[list[int], ParamGroup, Callable[[int], float]]]
+    """Places of the group's parameters, its settings, and its lr's multiplier by step."""
+
+
+@dataclass
+class _State:
+    """What training changes. Each tensor in a list or dict has a leading dimension of members, but for `steps`."""
+
+    params: list[Tensor]
+    first: list[Tensor]
+    """Adam's first moments; SGD's momentum."""
+    second: list[Tensor]
+    """Adam's second moments; empty where all members train by SGD."""
+    buffers: dict[str, Tensor]
+    steps: list[Tensor]
+    """Updates made, by parameter: torch does not count those without a gradient."""
+
+    def rows(self, keep: Tensor) -> _State:
+        def taken(tensors: list[Tensor]) -> list[Tensor]:
+            return [tensor.detach().index_select(0, keep) for tensor in tensors]
+
+        params = [param.requires_grad_() for param in taken(self.params)]
+        buffers = {name: tensor.index_select(0, keep) for name, tensor in self.buffers.items()}
+        steps = [step.clone() for step in self.steps]
+        return _State(params, taken(self.first), taken(self.second), buffers, steps)
+
+
+class Stack:
+    """Members that train in step. They agree in horizon, precision and accumulation."""
+
+    def __init__(
+        self,
+        task: Task,
+        members: Sequence[Member],
+        call: _Call,
+        names: list[str],
+        state: _State,
+        shared: dict[str, Tensor],
+        noisy: bool,
+        device: torch.device,
+    ) -> None:
+        """Use `start`."""
+        self._task, self.members, self._call, self._names = task, list(members), call, names
+        self._state, self._shared, self._noisy, self._device = state, shared, noisy, device
+        self._runs = self._find_runs()
+
+    @classmethod
+    def start(
+        cls, task: Task, members: Sequence[Member], feeds: Mapping[int, Feed], noisy: bool, device: torch.device
+    ) -> Stack:
+        """Stack the untrained models of `members`, whose seeds' models are in `feeds`.
+
+        `noisy` says that the loss draws random numbers; its members must then share one seed. Raises `NotVectorisable`.
+        """
+        seeds = [member.request.seed for member in members]
+        if noisy and len(set(seeds)) > 1:
+            raise NotVectorisable("its noise differs by seed")
+        models = {seed: feeds[seed].model for seed in dict.fromkeys(seeds)}
+        template = models[seeds[0]]
+        tensors = {
+            seed: {**dict(model.named_parameters()), **dict(model.named_buffers())} for seed, model in models.items()
+        }
+        stacked: dict[str, Tensor] = {}
+        shared: dict[str, Tensor] = {}
+        params, names = [], []
+        trained = {name for name, param in template.named_parameters() if param.requires_grad}
+        for name, tensor in tensors[seeds[0]].items():
+            if any(name not in own or own[name].shape != tensor.shape for own in tensors.values()):
+                raise NotVectorisable(f"its model differs by seed (in '{name}')")
+            same = all(own[name] is tensor or torch.equal(own[name], tensor) for own in tensors.values())
+            key = f"model.{name}"
+            if name in trained:
+                if tensor.dtype not in (torch.float32, torch.float64):
+                    raise NotVectorisable(f"its parameter '{name}' is {str(tensor.dtype).removeprefix('torch.')}")
+                params.append(torch.stack([tensors[seed][name].detach() for seed in seeds]).requires_grad_())
+                names.append(key)
+            elif same and (not tensor.is_floating_point() or isinstance(tensor, nn.Parameter)):
+                shared[key] = tensor.detach().clone()  # frozen weights, masks, counters
+            else:
+                stacked[key] = torch.stack([tensors[seed][name].detach() for seed in seeds])
+        by_adam = any(member.request.recipe.optimizer != "sgd" for member in members)
+        state = _State(
+            params,
+            first=[torch.zeros_like(param, requires_grad=False) for param in params],
+            second=[torch.zeros_like(param, requires_grad=False) for param in params] if by_adam else [],
+            buffers=stacked,
+            steps=[torch.zeros((), device=device) for _ in params],
+        )
+        return cls(task, members, _Call(copy.deepcopy(template)), names, state, shared, noisy, device)
+
+    @property
+    def width(self) -> int:
+        """How many members."""
+        return len(self.members)
+
+    def step(self, drawn: Mapping[int, Drawn], step: int) -> Tensor:
+        """Train every member one step, `step` from 0, on what its seed has drawn; the losses (width,), on the device.
+
+        Where it raises, nothing has been updated.
+        """
+        try:
+            losses = self.backward(drawn, step)
+        except BaseException:
+            self._forget_gradients()
+            raise
+        self._clip()
+        self._update(step)
+        return losses
+
+    @contextmanager
+    def watched(self) -> Iterator[list[str]]:
+        """Inside, the list holds the modules whose forward pass is under way, innermost last, also once one raises."""
+        under_way: list[str] = []
+        hooks = []
+        for name, module in self._call.model.named_modules():
+            label = f"'{name}' ({type(module).__name__})" if name else f"the model ({type(module).__name__})"
+            hooks.append(module.register_forward_pre_hook(lambda *_, label=label: under_way.append(label)))
+            hooks.append(module.register_forward_hook(lambda *_: under_way.pop() and None))
+        try:
+            yield under_way
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def gradients(self, row: int) -> dict[str, Tensor | None]:
+        """The gradients of one member, by parameter name, from its last step."""
+        return {
+            name.removeprefix("model."): None if param.grad is None else param.grad[row]
+            for name, param in zip(self._names, self._state.params, strict=True)
+        }
+
+    def buffers(self, row: int) -> dict[str, Tensor]:
+        """The buffers of one member, by name."""
+        own = {name: tensor[row] for name, tensor in self._state.buffers.items()} | self._shared
+        known = {f"model.{name}" for name, _ in self._call.model.named_buffers()}
+        return {name.removeprefix("model."): tensor for name, tensor in own.items() if name in known}
+
+    def evaluate(self) -> list[dict[str, float]]:
+        """Validation loss and metrics of every member, as a trial alone measures them."""
+        values: list[dict[str, float]] = [{} for _ in self.members]
+        for seed in dict.fromkeys(member.request.seed for member in self.members):
+            rows = [row for row, member in enumerate(self.members) if member.request.seed == seed]
+            try:
+                found = self._measured(seed, rows)
+            except Exception:  # a metric that calls item(), memory that ends: whatever it is, one by one will tell
+                found = [self._measured_alone(seed, row) for row in rows]
+            for row, value in zip(rows, found, strict=True):
+                values[row] = value
+        return values
+
+    def probe(self, row: int, step: int) -> dict[str, float]:
+        """What `AdamProbe` records of one member after the update of `step`."""
+        state = self._state
+        params = []
+        for param in state.params:
+            own = nn.Parameter(param.detach()[row])
+            own.grad = None if param.grad is None else param.grad[row]
+            params.append(own)
+        run = next(run for run in self._runs if run.rows.start <= row < run.rows.stop)
+        groups = [
+            dataclasses.replace(group, params=tuple(params[place] for place in places), lr=group.lr * move(step))
+            for places, group, move in run.groups
+        ]
+        optimizer = optimizer_for(run.recipe, groups)
+        for place, own in enumerate(params):
+            if state.steps[place] == 0:
+                continue
+            if run.recipe.optimizer == "sgd":
+                optimizer.state[own] = {"momentum_buffer": state.first[place][row]}
+            else:
+                moments = {"exp_avg": state.first[place][row], "exp_avg_sq": state.second[place][row]}
+                optimizer.state[own] = {"step": state.steps[place], **moments}
+        return AdamProbe(optimizer).record()
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows only."""
+        if not rows:
+            self.members, self._state = [], _State([], [], [], {}, [])
+        elif len(rows) < self.width:
+            self._state = self._state.rows(torch.tensor(rows, device=self._device))
+            self.members = [self.members[row] for row in rows]
+            self._runs = self._find_runs()
+
+    def halves(self) -> tuple[Stack, Stack]:
+        """Two stacks in place of this one."""
+        middle = self.width // 2
+        other = Stack(
+            self._task, self.members, copy.deepcopy(self._call), self._names, self._state, self._shared, self._noisy,
+            self._device,
+        )  # fmt: skip
+        other._shared = {name: tensor.clone() for name, tensor in self._shared.items()}
+        other.keep(range(middle, self.width))
+        self.keep(range(middle))
+        return self, other
+
+    def sound(self) -> list[bool]:
+        """By member: whether no parameter is NaN, infinite or huge; see `adamtune.trial`."""
+        fine = [(param.detach().abs() < HUGE).flatten(1).all(1) for param in self._state.params]
+        return [bool(value) for value in torch.stack(fine).all(0).tolist()]
+
+    def _find_runs(self) -> list[_Run]:
+        runs: list[_Run] = []
+        places = {name.removeprefix("model."): place for place, name in enumerate(self._names)}
+        start = 0
+        for end in range(1, self.width + 1):
+            request = self.members[start].request
+            if end < self.width and _same_update(self.members[end].request, request):
+                continue
+            groups = param_groups(request.recipe, self._call.model)
+            found = [
+                ([places[name] for name in group.names], group, move)
+                for group, move in zip(groups, moves(groups, request.multiplier, request.ramped), strict=True)
+            ]
+            runs.append(_Run(slice(start, end), request.recipe, found))
+            start = end
+        return runs
+
+    def backward(self, drawn: Mapping[int, Drawn], step: int) -> Tensor:
+        """Losses and gradients of a step, without the update."""
+        recipe = self.members[0].request.recipe
+        self._forget_gradients()
+        seeds = [member.request.seed for member in self.members]
+        if self._noisy:
+            drawn[seeds[0]].chance.restore()
+        total = torch.zeros((), device=self._device)
+        for turn in range(recipe.accumulate):
+            if len(set(seeds)) == 1:
+                batch, dims = drawn[seeds[0]].batches[turn], None
+            else:
+                batch, dims = joined([drawn[seed].batches[turn] for seed in seeds])
+            with autocast(recipe.precision, self._device):
+                losses = self._call_all(self._loss_at(step), batch, dims, "same" if self._noisy else "error")
+            check_loss(self._task, losses.sum(), step)
+            shares = losses / recipe.accumulate
+            shares.sum().backward()  # type: ignore[no-untyped-call]
+            total = total + shares.detach()
+        return total
+
+    def _loss_at(self, step: int) -> Measure:
+        def loss(model: nn.Module, batch: Batch) -> Tensor:
+            value = self._task.loss(model, batch)
+            if not isinstance(value, Tensor) or value.numel() != 1:
+                check_loss(self._task, value, step)
+            return value.reshape(())
+
+        return loss
+
+    def _call_all(
+        self, function: Measure, batch: Batch, batch_dims: Any, randomness: str, rows: list[int] | None = None
+    ) -> Tensor:
+        """`function(model, batch)` for every member, or those in `rows`. `batch_dims` None: they share the batch."""
+        tensors = dict(zip(self._names, self._state.params, strict=True)) | self._state.buffers
+        if rows is not None and len(rows) < self.width:
+            picked = torch.tensor(rows, device=self._device)
+            tensors = {name: tensor.index_select(0, picked) for name, tensor in tensors.items()}
+        count = self.width if rows is None else len(rows)
+        noisy = randomness == "same"
+
+        def one(own: dict[str, Tensor], own_batch: Batch) -> Any:
+            with FastOps(count, noisy):
+                return functional_call(
+                    self._call, self._shared | own, (function, batch if batch_dims is None else own_batch)
+                )
+
+        passed, dims = (0, None) if batch_dims is None else (batch, batch_dims)
+        out: Tensor = torch.vmap(one, in_dims=(0, dims), randomness=randomness)(tensors, passed)
+        return out
+
+    def _clip(self) -> None:
+        limits = [member.request.recipe.clip_norm for member in self.members]
+        gradients = [param.grad for param in self._state.params if param.grad is not None]
+        if not gradients or all(limit is None for limit in limits):
+            return
+        # As torch.nn.utils.clip_grad_norm_: the norm of the tensors' norms, and a coefficient of at most one.
+        norms = torch.stack([torch.linalg.vector_norm(gradient.flatten(1), dim=1) for gradient in gradients])
+        total = torch.linalg.vector_norm(norms, dim=0)
+        most = torch.tensor([math.inf if limit is None else limit for limit in limits], device=self._device)
+        free = torch.tensor([limit is None for limit in limits], device=self._device)
+        share = torch.where(free, torch.ones_like(total), (most.to(total.dtype) / (total + 1e-6)).clamp(max=1.0))
+        for gradient in gradients:
+            gradient.mul_(share.view(-1, *[1] * (gradient.ndim - 1)).to(gradient.dtype))
+
+    @torch.no_grad()
+    def _update(self, step: int) -> None:
+        state = self._state
+        updated = [place for place, param in enumerate(state.params) if param.grad is not None]
+        if not updated:
+            return
+        torch._foreach_add_([state.steps[place] for place in updated], 1)
+        for run in self._runs:
+            for places, group, move in run.groups:
+                mine = [place for place in places if state.params[place].grad is not None]
+                if mine:
+                    self._update_group(run, mine, group, group.lr * move(step))
+
+    def _update_group(self, run: _Run, places: list[int], group: ParamGroup, lr: float) -> None:
+        state, rows = self._state, run.rows
+        params = [state.params[place][rows] for place in places]
+        gradients = [grad[rows] for place in places if (grad := state.params[place].grad) is not None]
+        first = [state.first[place][rows] for place in places]
+        # What `torch.optim.AdamW(fused=True)` and its like call. Their step() would look the same things up anew for
+        # every member and group at every step, which costs more than the update of a small model.
+        if run.recipe.optimizer == "sgd":
+            momentum = run.recipe.momentum
+            torch._fused_sgd_(
+                params, gradients, first if momentum else [], weight_decay=group.weight_decay, momentum=momentum, lr=lr,
+                dampening=0.0, nesterov=False, maximize=False, is_first_step=False,
+            )  # fmt: skip
+            return
+        kernel = torch._fused_adamw_ if run.recipe.optimizer == "adamw" else torch._fused_adam_
+        kernel(
+            params, gradients, first, [state.second[place][rows] for place in places], [],
+            [state.steps[place] for place in places], lr=lr, beta1=group.betas[0], beta2=group.betas[1],
+            weight_decay=group.weight_decay, eps=group.eps, amsgrad=False, maximize=False,
+        )  # fmt: skip
+
+    def _forget_gradients(self) -> None:
+        for param in self._state.params:
+            param.grad = None
+
+    def _measured(self, seed: int, rows: list[int]) -> list[dict[str, float]]:
+        def measure(name: str, function: Measure, batch: Batch) -> list[float]:
+            def number(model: nn.Module, own: Batch) -> Tensor:
+                return torch.as_tensor(function(model, own)).reshape(())
+
+            return self._call_all(number, batch, None, "same", rows).double().tolist()
+
+        return self._evaluated(seed, len(rows), measure)
+
+    def _measured_alone(self, seed: int, row: int) -> dict[str, float]:
+        state = self._state
+        own = {name: param.detach()[row] for name, param in zip(self._names, state.params, strict=True)}
+        own |= {name: tensor[row] for name, tensor in state.buffers.items()} | self._shared
+
+        def measure(name: str, function: Measure, batch: Batch) -> list[float]:
+            return [float(functional_call(self._call, own, (function, batch)))]
+
+        return self._evaluated(seed, 1, measure)[0]
+
+    def _evaluated(
+        self, seed: int, count: int, measure: Callable[[str, Measure, Batch], list[float]]
+    ) -> list[dict[str, float]]:
+        """Means over the validation batches, weighed by their rows; `measure` gives one batch's, one a member."""
+        measures: dict[str, Measure] = {"loss": self._task.loss, **self._task.metrics}
+        sums = {name: [0.0] * count for name in measures}
+        rows = 0
+        stream = derive_seed(seed, Stream.EVALUATION)
+        self._call.eval()
+        try:
+            with (
+                RandomState(stream).active(self._device),
+                torch.no_grad(),
+                autocast(self.members[0].request.recipe.precision, self._device),
+            ):
+                seed_torch(stream, self._device)
+                for host_batch in self._task.val_batches():
+                    batch = batch_to(host_batch, self._device)
+                    size = batch_rows(batch)
+                    rows += size
+                    for name, function in measures.items():
+                        for place, value in enumerate(measure(name, function, batch)):
+                            sums[name][place] += size * value
+        finally:
+            self._call.train()
+        if not rows:
+            raise no_validation(self._task)
+        return [{name: totals[place] / rows for name, totals in sums.items()} for place in range(count)]
+
+
+def _same_update(one: TrialRequest, other: TrialRequest) -> bool:
+    return one.ramp == other.ramp and one.recipe.training_key() == other.recipe.training_key()
