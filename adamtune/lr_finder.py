@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
 from optuna.storages import InMemoryStorage
 
-from adamtune.engines import make_engine, pick_device
+from adamtune.engines import MEMORY, make_engine, pick_device
 from adamtune.errors import InputError
 from adamtune.knobs import Knob
 from adamtune.recipe import Recipe
@@ -112,7 +113,10 @@ def lr_find(
     validation: bool = False,
     seed: int = 0,
     device: str = "auto",
+    engine: str = "auto",
+    memory: float = MEMORY,
     on_steps: Callable[[int], None] = lambda steps: None,
+    on_note: Callable[[str], None] = lambda note: None,
 ) -> LRFindResult:
     """Find a learning rate for a run of `horizon` steps (default: `steps`, or 300) under `recipe`'s schedule.
 
@@ -128,7 +132,8 @@ def lr_find(
     With `group`, a group of the recipe or a kind of parameter the model has (such as `embedding` or `head`), only that
     group's lr is ramped and tried, and the others hold the recipe's (what they learn is in the ramp's curve too, so the
     short trials start halfway from the lowest loss to the recipe's lr). Another `seed` takes other initial weights,
-    batches and dropout. `on_steps(n)` hears of every n steps trained.
+    batches and dropout. `on_steps(n)` hears of every n steps trained, `on_note` one line on how trials are trained;
+    `engine` and `memory` are those of a spec.
 
     Raises `InputError` for arguments that make no ramp, `NothingLearned` when every short trial diverges.
     """
@@ -147,31 +152,31 @@ def lr_find(
     recipe = recipe or Recipe.default()
     if group is not None:
         recipe = with_group(recipe, group, task)
-    engine = make_engine("auto", task, pick_device(device), on_steps)
+    with closing(make_engine(engine, task, pick_device(device), on_steps, on_note, memory)) as trainer:
 
-    def context(count: int) -> StageContext:
-        spec = Spec(task=TaskSpec(ref=task.name), horizon=horizon, seeds=count, seed=seed, base=recipe)
-        return StageContext(spec, engine, InMemoryStorage(), Budget(), Seeds.of(spec, fresh=0))
+        def context(count: int) -> StageContext:
+            spec = Spec(task=TaskSpec(ref=task.name), horizon=horizon, seeds=count, seed=seed, base=recipe)
+            return StageContext(spec, trainer, InMemoryStorage(), Budget(), Seeds.of(spec, fresh=0))
 
-    def at(lr: float) -> Recipe:
-        return recipe.with_knob("lr", lr) if group is None else recipe.with_knob(*lr_mult(recipe, group, lr))
+        def at(lr: float) -> Recipe:
+            return recipe.with_knob("lr", lr) if group is None else recipe.with_knob(*lr_mult(recipe, group, lr))
 
-    ramp_steps, ramp_seeds = (steps, seeds) if steps else _ramp_size(budget, seeds, refine)
-    ramping, refining = context(ramp_seeds), context(seeds)
-    test = range_test(ramping, recipe, Ramp(start, end, ramp_steps, group), validation=validation)
-    found = None
-    if refine and test.curve.status in (RangeStatus.OK, RangeStatus.NOISY):
-        # Explicit --steps may have spent the whole budget; the short trials then get what they would have had.
-        left = round((1 - _RAMP_SHARE) * budget) if steps else budget - ramping.budget.spent
-        trials = max(2, min(_SHORT_TRIALS, left // _LEAST_TRIAL))
-        short = max(_LEAST_TRIAL, min(horizon, left // trials))
-        # While a group's lr rises the others learn at theirs, so the curve falls from the start and its lowest loss
-        # tends to lie too high: there the trials start halfway to the lr that the others hold, and further apart.
-        centre, spacing = _lowest(test.curve) * 10**-_BELOW_LOWEST, SPACING
-        if group is not None:
-            centre, spacing = math.sqrt(centre * recipe.lr), 2 * SPACING
-        limits = _limits(refining.spec, start, end)
-        found = bracket(refining, at, centre, short, trials, limits, spacing)
+        ramp_steps, ramp_seeds = (steps, seeds) if steps else _ramp_size(budget, seeds, refine)
+        ramping, refining = context(ramp_seeds), context(seeds)
+        test = range_test(ramping, recipe, Ramp(start, end, ramp_steps, group), validation=validation)
+        found = None
+        if refine and test.curve.status in (RangeStatus.OK, RangeStatus.NOISY):
+            # Explicit --steps may have spent the whole budget; the short trials then get what they would have had.
+            left = round((1 - _RAMP_SHARE) * budget) if steps else budget - ramping.budget.spent
+            trials = max(2, min(_SHORT_TRIALS, left // _LEAST_TRIAL))
+            short = max(_LEAST_TRIAL, min(horizon, left // trials))
+            # While a group's lr rises the others learn at theirs, so the curve falls from the start and its lowest loss
+            # tends to lie too high: there the trials start halfway to the lr that the others hold, and further apart.
+            centre, spacing = _lowest(test.curve) * 10**-_BELOW_LOWEST, SPACING
+            if group is not None:
+                centre, spacing = math.sqrt(centre * recipe.lr), 2 * SPACING
+            limits = _limits(refining.spec, start, end)
+            found = bracket(refining, at, centre, short, trials, limits, spacing)
     status, reason, estimate = _conclude(test.curve, found, horizon)
     return LRFindResult(
         task=task.name,

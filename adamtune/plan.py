@@ -75,6 +75,9 @@ class Progress:
     def on_steps(self, steps: int) -> None:
         """So many training steps were just done."""
 
+    def on_note(self, note: str) -> None:
+        """One line on how trials are trained: in stacks or one by one, and why."""
+
     def on_trial(self, record: TrialRecord) -> None:
         """A trial has ended."""
 

@@ -18,6 +18,7 @@ from adamtune.errors import AdamtuneError, RunDirError
 
 SPEC = "spec.yaml"
 ENVIRONMENT = "environment.json"
+ENGINE = "engine.json"
 JOURNAL = "study.journal"
 TRIALS = "trials.csv"
 CURVES = "curves.csv"

@@ -150,6 +150,8 @@ class Spec(Frozen):
     device: str = "auto"
     engine: Literal["auto", "sequential", "population"] = "auto"
     """`auto` takes whatever trains the task fastest here; `population` stacks trials also where that does not pay."""
+    memory: Annotated[Number, Field(gt=0, le=1)] = 0.6
+    """Share of the free memory that trials trained side by side may take."""
     storage: str | None = None
     """An Optuna storage URL; by default a journal file in the run directory."""
     seed: Annotated[Whole, Field(ge=0)] = 0

@@ -8,7 +8,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 
 from adamtune import rundir
-from adamtune.engines import make_engine, pick_device
+from adamtune.engines import Engine, make_engine, pick_device
 from adamtune.errors import Problem, SpecError
 from adamtune.evidence import Interval, Verdict
 from adamtune.groups import ParamGroup, param_groups
@@ -105,6 +105,10 @@ class _Notes(Progress):
     def on_steps(self, steps: int) -> None:
         self._audience.on_steps(steps)
 
+    def on_note(self, note: str) -> None:
+        self._run.log(f"engine: {note}")
+        self._audience.on_note(note)
+
     def on_trial(self, record: TrialRecord) -> None:
         self.records.append(record)
         result, request = record.result, record.result.request
@@ -148,15 +152,19 @@ def sweep(spec: Spec | str | Path, run_dir: str | Path | None = None, progress: 
         groups = param_groups(spec.base, new_model(task))
     if spec.storage is not None:
         refuse_known_run(open_storage(spec.storage, Path()), run_dir.name)
-    with RunDir(run_dir).claimed() as run:
+    with ExitStack() as held:
+        run = held.enter_context(RunDir(run_dir).claimed())
         notes = _Notes(run, progress or Progress())
         run.write(rundir.SPEC, f"# adamtune sweep {rundir.SPEC}\n{spec.to_yaml()}")
         run.write_json(rundir.ENVIRONMENT, environment(device))
-        context = _context(spec, task, device, run, notes)
+        engine = held.enter_context(
+            closing(make_engine(spec.engine, task, device, notes.on_steps, notes.on_note, spec.memory))
+        )
+        context = _context(spec, engine, run, notes)
         if spec.budget.time is not None:
             context.budget.deadline = began + spec.budget.time
         notes.on_plan(plan, groups)
-        with _last_words(run, notes):
+        with _last_words(run, notes, engine):
             recipe = run_plan(plan, context, notes)
             conclusion = conclude(context, recipe, notes)
             recipe = recipe.model_copy(update={"provenance": _provenance(context, conclusion, run_dir)})
@@ -171,8 +179,8 @@ def sweep(spec: Spec | str | Path, run_dir: str | Path | None = None, progress: 
 
 
 @contextmanager
-def _last_words(run: RunDir, notes: _Notes) -> Iterator[None]:
-    """Whatever happens, leave the tables complete and the log saying how it ended."""
+def _last_words(run: RunDir, notes: _Notes, engine: Engine) -> Iterator[None]:
+    """Whatever happens, leave the tables complete and the log saying how it ended, and how trials were trained."""
     try:
         yield
     except BaseException as end:
@@ -180,10 +188,10 @@ def _last_words(run: RunDir, notes: _Notes) -> Iterator[None]:
         raise
     finally:
         notes.write_tables()
+        run.write_json(rundir.ENGINE, engine.facts())
 
 
-def _context(spec: Spec, task: Task, device: torch.device, run: RunDir, notes: Progress) -> StageContext:
-    engine = make_engine(spec.engine, task, device, notes.on_steps)
+def _context(spec: Spec, engine: Engine, run: RunDir, notes: Progress) -> StageContext:
     return StageContext(
         spec=spec,
         engine=engine,

@@ -40,6 +40,8 @@ def lr_find(
     ] = False,
     no_refine: Annotated[bool, typer.Option("--no-refine", help="Only the range test.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    engine: Annotated[str, typer.Option(help="auto, sequential or population: who trains the trials.")] = "auto",
+    memory: Annotated[float, typer.Option(help="Share of the free memory that trials side by side may take.")] = 0.6,
     plot: Annotated[Path | None, typer.Option(help="Also write the curve as an HTML page here.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> int:
@@ -78,7 +80,10 @@ def lr_find(
             seed=seed,
             refine=not no_refine,
             device=device,
+            engine=engine,
+            memory=memory,
             on_steps=on_steps,
+            on_note=lambda note: typer.echo(f"adamtune: {note}", err=True),
         )
     if plot is not None:
         write_atomically(plot, lr_html_plot(result))

@@ -18,6 +18,9 @@ def sweep(
     seed: Annotated[int | None, typer.Option(help="Instead of the spec's seed.")] = None,
     engine: Annotated[str | None, typer.Option(help="Instead of the spec's engine.")] = None,
     storage: Annotated[str | None, typer.Option(help="Instead of the spec's storage: an Optuna URL.")] = None,
+    memory: Annotated[
+        float | None, typer.Option(help="Share of the free memory that trials side by side may take; 0.6 by default.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; train nothing.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> int:
@@ -25,7 +28,7 @@ def sweep(
 
     Example: adamtune sweep configs/digits.yaml --run-dir runs/digits
     """
-    given = {"seed": seed, "engine": engine, "storage": storage}
+    given = {"seed": seed, "engine": engine, "storage": storage, "memory": memory}
     overrides: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     from adamtune.spec import load_spec
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
-from adamtune.engines.population import MEMORY, PopulationEngine
+from adamtune.engines.population import MEMORY as MEMORY
+from adamtune.engines.population import PopulationEngine
 from adamtune.engines.sequential import SequentialEngine
 from adamtune.errors import InputError
 from adamtune.history import RungReport, TrialRequest, TrialResult
 from adamtune.task import Task
+
+ENGINES = ("auto", "sequential", "population")
 
 
 class TrialBatch(Protocol):
@@ -37,6 +40,14 @@ class Engine(Protocol):
 
     def open(self, requests: Sequence[TrialRequest]) -> TrialBatch:
         """Start the trials, untrained."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """How trials are trained and what was measured to choose it, as plain data."""
+        ...
+
+    def close(self) -> None:
+        """End what the engine keeps running; no batch of it can be used any more."""
         ...
 
 
@@ -69,8 +80,12 @@ def make_engine(
     """The engine a spec names; `auto` is whatever trains the task fastest here.
 
     `on_steps` hears of steps trained, `on_note` one line on how trials are trained. `memory` is the share of the free
-    memory that trials trained side by side may take.
+    memory that trials trained side by side may take. Raises `InputError` for an engine or a share there is not.
     """
+    if not 0 < memory <= 1:
+        raise InputError(f"memory must be a share of the free memory, above 0 and at most 1, not {memory:g}")
+    if name not in ENGINES:
+        raise InputError(f"there is no engine '{name}'; the engines are: {', '.join(ENGINES)}")
     if name == "sequential":
         return SequentialEngine(task, device, on_steps)
     return PopulationEngine(task, device, on_steps, on_note, always=name == "population", memory=memory)

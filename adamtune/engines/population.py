@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -71,8 +72,28 @@ class PopulationEngine:
             self._workers = Workers(self._task, self._device, self._processes)
         return self._workers.open(shares, requests, width, times.noisy, self._on_steps, self._on_note)
 
+    def facts(self) -> dict[str, Any]:
+        """See `Engine.facts`."""
+        return {
+            "engine": self.name,
+            "processes": self._processes,
+            "threads": torch.get_num_threads() if self._processes < 2 else 1,
+            "measured": [
+                {
+                    "precision": precision,
+                    "accumulate": accumulate,
+                    "width": times.width,
+                    "noisy": times.noisy,
+                    "seconds_alone": times.alone,
+                    "seconds_by_width": {str(width): seconds for width, seconds in times.stacked},
+                    "one_by_one_because": times.note,
+                }
+                for (precision, accumulate), times in self._times.items()
+            ],
+        }
+
     def close(self) -> None:
-        """End the worker processes; they also end with this one."""
+        """See `Engine.close`: the worker processes. They also end with this one."""
         if self._workers is not None:
             self._workers.close()
             self._workers = None

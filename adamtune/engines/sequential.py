@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -91,3 +92,10 @@ class SequentialEngine:
     def open(self, requests: Sequence[TrialRequest]) -> SequentialBatch:
         """See `Engine.open`."""
         return SequentialBatch([Trial(self._task, request, self._device) for request in requests], self._on_steps)
+
+    def facts(self) -> dict[str, Any]:
+        """See `Engine.facts`."""
+        return {"engine": self.name}
+
+    def close(self) -> None:
+        """See `Engine.close`; there is nothing."""

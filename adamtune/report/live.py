@@ -103,6 +103,10 @@ class SweepScreen(Progress):
         if self._bar:
             self._bar.update(self._task, advance=steps)
 
+    def on_note(self, note: str) -> None:
+        """See `Progress`."""
+        self._console.print(f"  {note}", markup=False)
+
     def on_trial(self, record: TrialRecord) -> None:
         """See `Progress`."""
         self._trials += 1
