@@ -14,6 +14,7 @@ from adamtune.rundir import FINAL
 from adamtune.spec import FRESH_SEEDS, Spec, StageName
 from adamtune.stages import REGISTRY
 from adamtune.stages.context import BudgetSpent, StageAnswer, StageContext, TrialRecord
+from adamtune.trial import TrialResult
 
 _FULL_TRIALS_FOR: dict[StageName, int] = {"lr_range": 0, "lr": 0, "eps": 25, "beta2": 40, "warmup": 40}
 """How many full trials must be affordable before `auto` asks a stage: lr alone under ten, eps from 25, beta2 with many
@@ -158,8 +159,11 @@ def conclude(context: StageContext, recommended: Recipe, progress: Progress) -> 
     progress.on_stage(FINAL, "How do default and recommended compare on seeds no stage has seen?")
     context.budget.steps = context.budget.deadline = math.inf  # what was set aside for this is spent now
     seeds = context.seeds.fresh
-    default = _measured(context, context.spec.base, seeds)
-    answer = _measured(context, recommended, seeds)
+    recipes = (context.spec.base, recommended)
+    default, answer = (
+        _measured(context, recipe, results)
+        for recipe, results in zip(recipes, context.measure_all(FINAL, recipes, seeds), strict=True)
+    )
     if not any(map(math.isfinite, answer.values)):
         raise NothingLearned(
             f"every trial diverged on the {len(seeds)} fresh seeds, so nothing is recommended; "
@@ -169,6 +173,6 @@ def conclude(context: StageContext, recommended: Recipe, progress: Progress) -> 
     return Conclusion(default, answer, evidence)
 
 
-def _measured(context: StageContext, recipe: Recipe, seeds: Sequence[int]) -> Measured:
-    values = tuple(context.value(result) for result in context.measure(FINAL, recipe, seeds))
+def _measured(context: StageContext, recipe: Recipe, results: Sequence[TrialResult]) -> Measured:
+    values = tuple(context.value(result) for result in results)
     return Measured(recipe, values, interval(values))

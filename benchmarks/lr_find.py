@@ -4,17 +4,19 @@ python -m benchmarks.lr_find [CASE ...] [--repeats 3]
 
 Regret: the mean validation loss of the full run at the suggestion over that at the best learning rate, both read off a
 curve through a dense grid (quarter decades, five to twelve seeds that no finder sees). The grid is trained once and
-kept in runs/bench-lr-find/ (about an hour for all cases on one core). Every finder is run with the same seeds: the same
-initial weights and batches. The finders beside adamtune are those of `benchmarks.lr_peers`.
+kept in runs/bench-lr-find/ (half an hour for all cases on two cores). Every finder is run with the same seeds: the
+same initial weights and batches. The finders beside adamtune are those of `benchmarks.lr_peers`, and a plain ladder.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import statistics
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from scipy.interpolate import PchipInterpolator
 from adamtune.engines import make_engine
 from adamtune.lr_finder import LRFindResult, lr_find
 from adamtune.recipe import Recipe
+from adamtune.stages.lr import Response, optimum
 from adamtune.trial import TrialRequest
 from benchmarks.lr_peers import STEPS, Answer, answers, installed
 from benchmarks.lr_tasks import CASES, Case
@@ -59,12 +62,17 @@ def grid(name: str, case: Case) -> Losses:
 
 
 def _train(case: Case, losses: Losses, lrs: list[float], seeds: int) -> None:
-    engine = make_engine("auto", case.task, torch.device("cpu"))
-    for lr in lrs:
-        recipe = Recipe.default().with_knob("lr", lr)
-        batch = engine.open([TrialRequest(recipe, seed, case.horizon) for seed in SEEDS[len(losses[lr]) : seeds]])
-        batch.advance(case.horizon)
-        losses[lr] += [result.final() for result in batch.results()]
+    missing = [(lr, seed) for lr in lrs for seed in SEEDS[len(losses[lr]) : seeds]]
+    for (lr, _), final in zip(missing, _finals(case, missing, case.horizon), strict=True):
+        losses[lr].append(final)
+
+
+def _finals(case: Case, pairs: Sequence[tuple[float, int]], horizon: int) -> list[float]:
+    """Final validation losses of runs by (lr, seed)."""
+    with contextlib.closing(make_engine("auto", case.task, torch.device("cpu"))) as engine:
+        batch = engine.open([TrialRequest(Recipe.default().with_knob("lr", lr), seed, horizon) for lr, seed in pairs])
+        batch.advance(horizon)
+        return [result.final() for result in batch.results()]
 
 
 def _mean(values: list[float]) -> float:
@@ -105,6 +113,18 @@ def own(case: Case, seed: int) -> Iterator[tuple[Answer, LRFindResult]]:
         yield Answer(finder, found.suggestion, found.steps_used, found.seconds), found
 
 
+def plain_ladder(case: Case, seed: int) -> Answer:
+    """Seven learning rates, told where to look: each the whole schedule squeezed into 15% of the horizon, one seed, and
+    a parabola through the best three.
+    """
+    began = time.perf_counter()
+    lrs = [10 ** (-3.5 + place / 2) for place in range(7)]
+    short = round(0.15 * case.horizon)
+    scores = [loss if math.isfinite(loss) else math.inf for loss in _finals(case, [(lr, seed) for lr in lrs], short)]
+    lr = optimum(Response(short, tuple(lrs), tuple(scores)))
+    return Answer("plain ladder", lr, len(lrs) * short, time.perf_counter() - began)
+
+
 def compare(name: str, repeats: int) -> dict[str, float]:
     """Every finder's mean regret on one case; prints a line a finder."""
     case = CASES[name]()
@@ -117,7 +137,8 @@ def compare(name: str, repeats: int) -> dict[str, float]:
             if answer.finder == "adamtune":
                 low, high = found.interval or (math.inf, 0.0)
                 held.append(low <= 10**truth.best <= high)
-        for answer in answers(case.task, seed * 30_000):  # the seed that our own trials start from
+        start = seed * 30_000  # the seed that our own trials start from
+        for answer in (plain_ladder(case, start), *answers(case.task, start)):
             given.setdefault(answer.finder, []).append(answer)
     print(f"\n{name}: {case.horizon} steps, best lr {10**truth.best:.2g}, in adamtune's interval {sum(held)}/{repeats}")
     means = {}

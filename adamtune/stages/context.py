@@ -141,13 +141,20 @@ class StageContext:
 
     def measure(self, stage: str, recipe: Recipe, seeds: Sequence[int]) -> list[TrialResult]:
         """Train a fixed recipe to the horizon on each seed; what was trained before is not trained again."""
-        key = recipe.training_key()
-        missing = [seed for seed in seeds if (key, seed, self.horizon) not in self._known]
-        if missing:
-            requests = [TrialRequest(recipe, seed, self.horizon, probe=True) for seed in missing]
-            study = self.study(stage)
-            self.race(stage, study, study.ask({}, missing, recipe=recipe.to_dict()), requests, rungs=self.rungs())
-        return [self._known[key, seed, self.horizon] for seed in seeds]
+        return self.measure_all(stage, [recipe], seeds)[0]
+
+    def measure_all(self, stage: str, recipes: Sequence[Recipe], seeds: Sequence[int]) -> list[list[TrialResult]]:
+        """The same for several recipes, side by side."""
+        asked: list[Asked] = []
+        requests: list[TrialRequest] = []
+        for recipe in {recipe.training_key(): recipe for recipe in recipes}.values():
+            missing = [seed for seed in seeds if (recipe.training_key(), seed, self.horizon) not in self._known]
+            if missing:
+                asked += self.study(stage).ask({}, missing, recipe=recipe.to_dict())
+                requests += [TrialRequest(recipe, seed, self.horizon, probe=True) for seed in missing]
+        if requests:
+            self.race(stage, self.study(stage), asked, requests, rungs=self.rungs())
+        return [[self._known[recipe.training_key(), seed, self.horizon] for seed in seeds] for recipe in recipes]
 
     def rungs(self) -> list[int]:
         """Where full-length trials are evaluated: eight points of the curve, the horizon last."""
@@ -212,6 +219,8 @@ class StageContext:
     def confirm(self, stage: str, incumbent: Recipe, challenger: Recipe) -> Evidence:
         """Both recipes to the horizon on the seeds kept for confirmation, paired."""
         seeds = self.seeds.confirm
-        here = [self.value(result) for result in self.measure(stage, incumbent, seeds)]
-        there = [self.value(result) for result in self.measure(stage, challenger, seeds)]
+        here, there = (
+            [self.value(result) for result in results]
+            for results in self.measure_all(stage, [incumbent, challenger], seeds)
+        )
         return weigh(seeds, here, there, self.spec.objective.direction)
