@@ -68,9 +68,7 @@ class PopulationEngine:
             width = 1
         if len(shares) < 2:
             return self._local(requests, width, times.noisy)
-        if self._workers is None:
-            self._workers = Workers(self._task, self._device, self._processes)
-        return self._workers.open(shares, requests, width, times.noisy, self._on_steps, self._on_note)
+        return self._crew().open(shares, requests, width, times.noisy, self._on_steps, self._on_note)
 
     def facts(self) -> dict[str, Any]:
         """See `Engine.facts`."""
@@ -98,6 +96,11 @@ class PopulationEngine:
             self._workers.close()
             self._workers = None
 
+    def _crew(self) -> Workers:
+        if self._workers is None:
+            self._workers = Workers(self._task, self._device, self._processes)
+        return self._workers
+
     def _local(self, requests: Sequence[TrialRequest], width: int, noisy: bool) -> LocalBatch:
         return LocalBatch(self._task, requests, self._device, width, noisy, self._on_steps, self._on_note)
 
@@ -114,7 +117,11 @@ class PopulationEngine:
             alike = [r for r in requests if (r.recipe.precision, r.recipe.accumulate) == key]
             memory = self._memory * free_memory(self._device) / self._processes
             seconds = max(0.5, _MEASURING_SHARE * self._seconds(alike))
-            self._times[key] = times = time_steps(self._task, alike, self._device, memory, seconds)
+            if self._processes > 1:
+                times = self._crew().measure(alike, memory, seconds)
+            else:
+                times = time_steps(self._task, alike, self._device, memory, seconds)
+            self._times[key] = times
             self._on_note(_told(times, self._processes))
         return self._times[key]
 

@@ -6,6 +6,7 @@ this process trains on one thread before it forks, and so do they.
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import multiprocessing
 import os
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 
 from adamtune.engines.local import LocalBatch
+from adamtune.engines.width import StepTimes, time_steps
 from adamtune.errors import AdamtuneError
 from adamtune.history import History, Outcome, RungReport, TrialRequest, TrialResult
 from adamtune.task import Task
@@ -73,6 +75,74 @@ class Workers:
         """A batch whose requests are trained by worker n where share n lists their places."""
         return SharedBatch(self, next(self._numbers), shares, requests, width, noisy, on_steps, on_note)
 
+    def measure(self, requests: Sequence[TrialRequest], memory: float, most_seconds: float) -> StepTimes:
+        """Step times as `width.time_steps` finds them, in a worker, where the trials will train."""
+        times: StepTimes = self.ask(-1, "measure", [(list(requests), memory, most_seconds)])[0]
+        return times
+
+    def ask(
+        self,
+        number: int,
+        what: str,
+        arguments: Sequence[Any],
+        on_steps: Callable[[int], None] = lambda steps: None,
+        on_note: Callable[[str], None] = lambda note: None,
+        lost: Any = WorkerLost,
+    ) -> list[Any]:
+        """Ask as many workers as there are `arguments` about batch `number`; their answers.
+
+        Raises what the first of them raised. Where a worker has died the answer is `lost`, or that is raised.
+        """
+        ends = self.ends[: len(arguments)]
+        answers: dict[int, Any] = {}
+        errors: dict[int, BaseException] = {}
+
+        def gone(index: int) -> None:
+            if lost is WorkerLost:
+                errors[index] = WorkerLost(
+                    "a worker process died, perhaps for want of memory; what the others measured is kept. "
+                    "Narrow the stacks with --memory, or train in this process with --engine sequential"
+                )
+            else:
+                answers[index] = lost
+
+        def collect() -> None:
+            while len(answers) + len(errors) < len(ends):
+                waiting = [end for index, end in enumerate(ends) if index not in answers and index not in errors]
+                for ready in wait(waiting):
+                    index = ends.index(ready)  # type: ignore[arg-type]
+                    try:
+                        kind, value = ends[index].recv()
+                    except (EOFError, OSError):
+                        gone(index)
+                        continue
+                    match kind:
+                        case "steps":
+                            on_steps(value)
+                        case "note":
+                            on_note(value)
+                        case "answer":
+                            answers[index] = value
+                        case "error":
+                            errors[index] = value
+
+        for index, (end, argument) in enumerate(zip(ends, arguments, strict=True)):
+            try:
+                end.send((number, what, argument))
+            except OSError:
+                gone(index)
+        try:
+            collect()
+        except KeyboardInterrupt:  # the workers have it from the terminal too, but not where only this process was told
+            for process in self.processes[: len(ends)]:
+                if process.pid is not None and process.is_alive():
+                    os.kill(process.pid, signal.SIGINT)
+            collect()
+            raise
+        if errors:
+            raise errors[min(errors)]
+        return [answers[index] for index in range(len(ends))]
+
     def close(self) -> None:
         """End the processes."""
         self._finalizer()
@@ -121,65 +191,7 @@ class SharedBatch:
         return [found[place] for place in range(len(self._requests))]
 
     def _ask(self, what: str, arguments: Sequence[Any], lost: Any = WorkerLost) -> list[Any]:
-        """The same question to every worker with a share; their answers. Raises what the first of them raised.
-
-        Where a worker has died the answer is `lost`, or that is raised.
-        """
-        ends = self._workers.ends[: len(self._shares)]
-        answers: dict[int, Any] = {}
-        errors: dict[int, BaseException] = {}
-
-        def gone(index: int) -> None:
-            if lost is WorkerLost:
-                errors[index] = WorkerLost(
-                    "a worker process died, perhaps for want of memory; what the others measured is kept. "
-                    "Narrow the stacks with --memory, or train in this process with --engine sequential"
-                )
-            else:
-                answers[index] = lost
-
-        for index, (end, argument) in enumerate(zip(ends, arguments, strict=True)):
-            try:
-                end.send((self._number, what, argument))
-            except OSError:
-                gone(index)
-        try:
-            self._collect(ends, answers, errors, gone)
-        except KeyboardInterrupt:  # the workers have it from the terminal too, but not where only this process was told
-            for process in self._workers.processes[: len(self._shares)]:
-                if process.pid is not None and process.is_alive():
-                    os.kill(process.pid, signal.SIGINT)
-            self._collect(ends, answers, errors, gone)
-            raise
-        if errors:
-            raise errors[min(errors)]
-        return [answers[index] for index in range(len(ends))]
-
-    def _collect(
-        self,
-        ends: list[Connection],
-        answers: dict[int, Any],
-        errors: dict[int, BaseException],
-        gone: Callable[[int], None],
-    ) -> None:
-        while len(answers) + len(errors) < len(ends):
-            waiting = [end for index, end in enumerate(ends) if index not in answers and index not in errors]
-            for ready in wait(waiting):
-                index = ends.index(ready)  # type: ignore[arg-type]
-                try:
-                    kind, value = ends[index].recv()
-                except (EOFError, OSError):
-                    gone(index)
-                    continue
-                match kind:
-                    case "steps":
-                        self._on_steps(value)
-                    case "note":
-                        self._on_note(value)
-                    case "answer":
-                        answers[index] = value
-                    case "error":
-                        errors[index] = value
+        return self._workers.ask(self._number, what, arguments, self._on_steps, self._on_note, lost)
 
 
 def _lost(request: TrialRequest) -> TrialResult:
@@ -210,12 +222,28 @@ class _Interruptible:
             raise KeyboardInterrupt
 
 
+def _keep_freed_memory() -> None:
+    """Tell glibc's malloc not to give freed memory back to the system.
+
+    A stack frees and asks for the same few megabytes at every step, and the faults of touching fresh pages took a tenth
+    of the time of a small CNN. A worker is ours alone, so nobody else minds.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library
+        return
+    trim_threshold, mmap_threshold = -1, -3  # malloc.h
+    mallopt(mmap_threshold, 32 << 20)  # the most it takes
+    mallopt(trim_threshold, 1 << 30)
+
+
 def _serve(end: Connection, others: list[Connection], task: Task, device: torch.device) -> None:
     """The life of a worker: answer questions until the other end closes."""
     for other in others:
         other.close()  # else a worker would keep its siblings' pipes open past their owner's death
     guard = _Interruptible()
     torch.set_num_threads(1)
+    _keep_freed_memory()
     batches: dict[int, LocalBatch] = {}
 
     def say(kind: str, value: Any) -> None:
@@ -229,7 +257,7 @@ def _serve(end: Connection, others: list[Connection], task: Task, device: torch.
         except (EOFError, OSError):
             return
         try:
-            guard.training = what in ("open", "advance")
+            guard.training = what in ("measure", "open", "advance")
             answer = _answer(batches, number, what, argument, task, device, say)
             guard.training = False
             say("answer", answer)
@@ -249,6 +277,9 @@ def _answer(
     device: torch.device,
     say: Callable[[str, Any], None],
 ) -> Any:
+    if what == "measure":
+        requests, memory, most_seconds = argument
+        return time_steps(task, requests, device, memory, most_seconds)
     if what == "open":
         requests, width, noisy = argument
         batches[number] = LocalBatch(

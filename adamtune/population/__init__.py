@@ -19,7 +19,8 @@ from adamtune.errors import AdamtuneError
 from adamtune.history import INSPECT_EVERY, History, RungReport, TrialRequest, TrialResult
 from adamtune.population.feed import Drawn, Feed
 from adamtune.population.joined import Uneven, joined
-from adamtune.population.stack import Member, NotVectorisable, Stack
+from adamtune.population.stack import Member, Stack
+from adamtune.population.state import NotVectorisable
 from adamtune.task import Task
 from adamtune.task_calls import raised
 
@@ -131,14 +132,14 @@ class Population:
                     losses.append(stack.step({seed: drawn[step - first] for seed, drawn in window.items()}, step))
                     step += 1
             except Exception as problem:
-                if _out_of_memory(problem) and stack.width > 1:
+                if _out_of_memory(problem) and stack.width > 1 and stack.repeatable:
                     one, other = stack.halves()
                     mine = [values[: one.width] for values in losses]
                     theirs = [values[one.width :] for values in losses]
                     pending += [(one, step, mine), (other, step, theirs)]
                     continue
                 self._settle(stack, step, losses)
-                if self._lose_unsound(stack):
+                if self._lose_unsound(stack) and (stack.repeatable or not stack.width):
                     if stack.width:
                         pending.append((stack, step, []))
                     continue

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from adamtune.history import History, TrialRequest
 from adamtune.population.feed import Drawn, Feed
 from adamtune.population.joined import Uneven
-from adamtune.population.stack import Member, NotVectorisable, Stack
+from adamtune.population.stack import Member, Stack
+from adamtune.population.state import NotVectorisable
 from adamtune.randomness import RandomState, Stream, TorchState, derive_seed
 from adamtune.task import Task
 from adamtune.task_calls import check_loss

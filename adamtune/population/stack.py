@@ -26,6 +26,7 @@ from adamtune.optim import moves, optimizer_for
 from adamtune.population.fast_ops import FastOps
 from adamtune.population.feed import Drawn, Feed
 from adamtune.population.joined import joined
+from adamtune.population.state import PREFIX, NotVectorisable, State, stacked
 from adamtune.probe import AdamProbe
 from adamtune.randomness import RandomState, Stream, derive_seed, seed_torch
 from adamtune.recipe import Recipe
@@ -34,10 +35,6 @@ from adamtune.task_calls import check_loss, no_validation
 from adamtune.trial import HUGE, autocast
 
 Measure = Callable[[nn.Module, Batch], Tensor]
-
-
-class NotVectorisable(Exception):
-    """These trials cannot be trained as one stack; the text says what stands in the way."""
 
 
 @dataclass(eq=False)
@@ -64,33 +61,10 @@ class _Call(nn.Module):
 class _Run:
     """Neighbouring rows that share a recipe, and with it one update."""
 
-    rows: slice
+    rows: range
     recipe: Recipe
     groups: list[tuple[list[int], ParamGroup, Callable[[int], float]]]
     """Places of the group's parameters, its settings, and its lr's multiplier by step."""
-
-
-@dataclass
-class _State:
-    """What training changes. Each tensor in a list or dict has a leading dimension of members, but for `steps`."""
-
-    params: list[Tensor]
-    first: list[Tensor]
-    """Adam's first moments; SGD's momentum."""
-    second: list[Tensor]
-    """Adam's second moments; empty where all members train by SGD."""
-    buffers: dict[str, Tensor]
-    steps: list[Tensor]
-    """Updates made, by parameter: torch does not count those without a gradient."""
-
-    def rows(self, keep: Tensor) -> _State:
-        def taken(tensors: list[Tensor]) -> list[Tensor]:
-            return [tensor.detach().index_select(0, keep) for tensor in tensors]
-
-        params = [param.requires_grad_() for param in taken(self.params)]
-        buffers = {name: tensor.index_select(0, keep) for name, tensor in self.buffers.items()}
-        steps = [step.clone() for step in self.steps]
-        return _State(params, taken(self.first), taken(self.second), buffers, steps)
 
 
 class Stack:
@@ -102,7 +76,7 @@ class Stack:
         members: Sequence[Member],
         call: _Call,
         names: list[str],
-        state: _State,
+        state: State,
         shared: dict[str, Tensor],
         noisy: bool,
         device: torch.device,
@@ -110,7 +84,7 @@ class Stack:
         """Use `start`."""
         self._task, self.members, self._call, self._names = task, list(members), call, names
         self._state, self._shared, self._noisy, self._device = state, shared, noisy, device
-        self._runs = self._find_runs()
+        self._settle()
 
     @classmethod
     def start(
@@ -123,48 +97,25 @@ class Stack:
         seeds = [member.request.seed for member in members]
         if noisy and len(set(seeds)) > 1:
             raise NotVectorisable("its noise differs by seed")
-        models = {seed: feeds[seed].model for seed in dict.fromkeys(seeds)}
-        template = models[seeds[0]]
-        tensors = {
-            seed: {**dict(model.named_parameters()), **dict(model.named_buffers())} for seed, model in models.items()
-        }
-        stacked: dict[str, Tensor] = {}
-        shared: dict[str, Tensor] = {}
-        params, names = [], []
-        trained = {name for name, param in template.named_parameters() if param.requires_grad}
-        for name, tensor in tensors[seeds[0]].items():
-            if any(name not in own or own[name].shape != tensor.shape for own in tensors.values()):
-                raise NotVectorisable(f"its model differs by seed (in '{name}')")
-            same = all(own[name] is tensor or torch.equal(own[name], tensor) for own in tensors.values())
-            key = f"model.{name}"
-            if name in trained:
-                if tensor.dtype not in (torch.float32, torch.float64):
-                    raise NotVectorisable(f"its parameter '{name}' is {str(tensor.dtype).removeprefix('torch.')}")
-                params.append(torch.stack([tensors[seed][name].detach() for seed in seeds]).requires_grad_())
-                names.append(key)
-            elif same and (not tensor.is_floating_point() or isinstance(tensor, nn.Parameter)):
-                shared[key] = tensor.detach().clone()  # frozen weights, masks, counters
-            else:
-                stacked[key] = torch.stack([tensors[seed][name].detach() for seed in seeds])
+        models = {seed: feeds[seed].model for seed in seeds}
         by_adam = any(member.request.recipe.optimizer != "sgd" for member in members)
-        state = _State(
-            params,
-            first=[torch.zeros_like(param, requires_grad=False) for param in params],
-            second=[torch.zeros_like(param, requires_grad=False) for param in params] if by_adam else [],
-            buffers=stacked,
-            steps=[torch.zeros((), device=device) for _ in params],
-        )
-        return cls(task, members, _Call(copy.deepcopy(template)), names, state, shared, noisy, device)
+        state, shared, names = stacked(models, seeds, by_adam, device)
+        return cls(task, members, _Call(copy.deepcopy(models[seeds[0]])), names, state, shared, noisy, device)
 
     @property
     def width(self) -> int:
         """How many members."""
         return len(self.members)
 
+    @property
+    def repeatable(self) -> bool:
+        """Whether a step that raised may be taken again: no buffer can have been changed on the way."""
+        return next(self._call.buffers(), None) is None
+
     def step(self, drawn: Mapping[int, Drawn], step: int) -> Tensor:
         """Train every member one step, `step` from 0, on what its seed has drawn; the losses (width,), on the device.
 
-        Where it raises, nothing has been updated.
+        Where it raises, no parameter has been updated.
         """
         try:
             losses = self.backward(drawn, step)
@@ -193,15 +144,15 @@ class Stack:
     def gradients(self, row: int) -> dict[str, Tensor | None]:
         """The gradients of one member, by parameter name, from its last step."""
         return {
-            name.removeprefix("model."): None if param.grad is None else param.grad[row]
+            name.removeprefix(PREFIX): None if param.grad is None else param.grad[row]
             for name, param in zip(self._names, self._state.params, strict=True)
         }
 
     def buffers(self, row: int) -> dict[str, Tensor]:
         """The buffers of one member, by name."""
         own = {name: tensor[row] for name, tensor in self._state.buffers.items()} | self._shared
-        known = {f"model.{name}" for name, _ in self._call.model.named_buffers()}
-        return {name.removeprefix("model."): tensor for name, tensor in own.items() if name in known}
+        known = {PREFIX + name for name, _ in self._call.model.named_buffers()}
+        return {name.removeprefix(PREFIX): tensor for name, tensor in own.items() if name in known}
 
     def evaluate(self) -> list[dict[str, float]]:
         """Validation loss and metrics of every member, as a trial alone measures them."""
@@ -224,7 +175,7 @@ class Stack:
             own = nn.Parameter(param.detach()[row])
             own.grad = None if param.grad is None else param.grad[row]
             params.append(own)
-        run = next(run for run in self._runs if run.rows.start <= row < run.rows.stop)
+        run = next(run for run in self._runs if row in run.rows)
         groups = [
             dataclasses.replace(group, params=tuple(params[place] for place in places), lr=group.lr * move(step))
             for places, group, move in run.groups
@@ -243,11 +194,11 @@ class Stack:
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only."""
         if not rows:
-            self.members, self._state = [], _State([], [], [], {}, [])
+            self.members, self._state = [], State([], [], [], {}, [])
         elif len(rows) < self.width:
             self._state = self._state.rows(torch.tensor(rows, device=self._device))
             self.members = [self.members[row] for row in rows]
-            self._runs = self._find_runs()
+            self._settle()
 
     def halves(self) -> tuple[Stack, Stack]:
         """Two stacks in place of this one."""
@@ -266,9 +217,17 @@ class Stack:
         fine = [(param.detach().abs() < HUGE).flatten(1).all(1) for param in self._state.params]
         return [bool(value) for value in torch.stack(fine).all(0).tolist()]
 
+    def _settle(self) -> None:
+        """Find again what depends on who is in the stack: runs, and the views of each row that are updated."""
+        state = self._state
+        self._runs = self._find_runs()
+        self._views = [
+            [tensor.detach().unbind() for tensor in tensors] for tensors in (state.params, state.first, state.second)
+        ]
+
     def _find_runs(self) -> list[_Run]:
         runs: list[_Run] = []
-        places = {name.removeprefix("model."): place for place, name in enumerate(self._names)}
+        places = {name.removeprefix(PREFIX): place for place, name in enumerate(self._names)}
         start = 0
         for end in range(1, self.width + 1):
             request = self.members[start].request
@@ -279,7 +238,7 @@ class Stack:
                 ([places[name] for name in group.names], group, move)
                 for group, move in zip(groups, moves(groups, request.multiplier, request.ramped), strict=True)
             ]
-            runs.append(_Run(slice(start, end), request.recipe, found))
+            runs.append(_Run(range(start, end), request.recipe, found))
             start = end
         return runs
 
@@ -351,35 +310,41 @@ class Stack:
     @torch.no_grad()
     def _update(self, step: int) -> None:
         state = self._state
-        updated = [place for place, param in enumerate(state.params) if param.grad is not None]
-        if not updated:
+        gradients = {place: param.grad.unbind() for place, param in enumerate(state.params) if param.grad is not None}
+        if not gradients:
             return
-        torch._foreach_add_([state.steps[place] for place in updated], 1)
+        torch._foreach_add_([state.steps[place] for place in gradients], 1)
         for run in self._runs:
             for places, group, move in run.groups:
-                mine = [place for place in places if state.params[place].grad is not None]
+                # Row by row, so that an element's arithmetic does not depend on the rows beside it: a kernel treats the
+                # last few elements of a tensor apart.
+                mine = [(place, row) for place in places if place in gradients for row in run.rows]
                 if mine:
-                    self._update_group(run, mine, group, group.lr * move(step))
+                    self._update_group(run.recipe, group, group.lr * move(step), mine, gradients)
 
-    def _update_group(self, run: _Run, places: list[int], group: ParamGroup, lr: float) -> None:
-        state, rows = self._state, run.rows
-        params = [state.params[place][rows] for place in places]
-        gradients = [grad[rows] for place in places if (grad := state.params[place].grad) is not None]
-        first = [state.first[place][rows] for place in places]
+    def _update_group(
+        self,
+        recipe: Recipe,
+        group: ParamGroup,
+        lr: float,
+        mine: list[tuple[int, int]],
+        gradients: dict[int, tuple[Tensor, ...]],
+    ) -> None:
+        params, first, second = ([views[place][row] for place, row in mine] if views else [] for views in self._views)
+        own = [gradients[place][row] for place, row in mine]
         # What `torch.optim.AdamW(fused=True)` and its like call. Their step() would look the same things up anew for
         # every member and group at every step, which costs more than the update of a small model.
-        if run.recipe.optimizer == "sgd":
-            momentum = run.recipe.momentum
+        if recipe.optimizer == "sgd":
             torch._fused_sgd_(
-                params, gradients, first if momentum else [], weight_decay=group.weight_decay, momentum=momentum, lr=lr,
-                dampening=0.0, nesterov=False, maximize=False, is_first_step=False,
+                params, own, first if recipe.momentum else [], weight_decay=group.weight_decay,
+                momentum=recipe.momentum, lr=lr, dampening=0.0, nesterov=False, maximize=False, is_first_step=False,
             )  # fmt: skip
             return
-        kernel = torch._fused_adamw_ if run.recipe.optimizer == "adamw" else torch._fused_adam_
+        kernel = torch._fused_adamw_ if recipe.optimizer == "adamw" else torch._fused_adam_
         kernel(
-            params, gradients, first, [state.second[place][rows] for place in places], [],
-            [state.steps[place] for place in places], lr=lr, beta1=group.betas[0], beta2=group.betas[1],
-            weight_decay=group.weight_decay, eps=group.eps, amsgrad=False, maximize=False,
+            params, own, first, second, [], [self._state.steps[place] for place, _ in mine], lr=lr,
+            beta1=group.betas[0], beta2=group.betas[1], weight_decay=group.weight_decay, eps=group.eps, amsgrad=False,
+            maximize=False,
         )  # fmt: skip
 
     def _forget_gradients(self) -> None:

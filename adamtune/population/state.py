@@ -1,0 +1,76 @@
+"""What training changes in a stack, and how it is made from the models that its members start from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+PREFIX = "model."
+"""Before the names that `named_parameters` gives: a stack calls its model as a part of another."""
+
+
+class NotVectorisable(Exception):
+    """These trials cannot be trained as one stack; the text says what stands in the way."""
+
+
+@dataclass
+class State:
+    """What training changes. Each tensor in a list or dict has a leading dimension of members, but for `steps`."""
+
+    params: list[Tensor]
+    first: list[Tensor]
+    """Adam's first moments; SGD's momentum."""
+    second: list[Tensor]
+    """Adam's second moments; empty where all members train by SGD."""
+    buffers: dict[str, Tensor]
+    steps: list[Tensor]
+    """Updates made, by parameter: torch does not count those without a gradient."""
+
+    def rows(self, keep: Tensor) -> State:
+        """A copy with these members only."""
+
+        def taken(tensors: list[Tensor]) -> list[Tensor]:
+            return [tensor.detach().index_select(0, keep) for tensor in tensors]
+
+        params = [param.requires_grad_() for param in taken(self.params)]
+        buffers = {name: tensor.index_select(0, keep) for name, tensor in self.buffers.items()}
+        steps = [step.clone() for step in self.steps]
+        return State(params, taken(self.first), taken(self.second), buffers, steps)
+
+
+def stacked(
+    models: Mapping[int, nn.Module], seeds: Sequence[int], by_adam: bool, device: torch.device
+) -> tuple[State, dict[str, Tensor], list[str]]:
+    """The untrained models of these `seeds` (one a member) as one: its state, what all share, the parameters' names.
+
+    Shared are frozen parameters that are equal in all, masks and counters. Raises `NotVectorisable`.
+    """
+    first = models[seeds[0]]
+    tensors = {
+        seed: {**dict(model.named_parameters()), **dict(model.named_buffers())} for seed, model in models.items()
+    }
+    trained = {name for name, param in first.named_parameters() if param.requires_grad}
+    params: dict[str, Tensor] = {}
+    buffers: dict[str, Tensor] = {}
+    shared: dict[str, Tensor] = {}
+    for name, tensor in tensors[seeds[0]].items():
+        if any(name not in own or own[name].shape != tensor.shape for own in tensors.values()):
+            raise NotVectorisable(f"its model differs by seed (in '{name}')")
+        if name in trained:
+            if tensor.dtype not in (torch.float32, torch.float64):
+                raise NotVectorisable(f"its parameter '{name}' is {str(tensor.dtype).removeprefix('torch.')}")
+            params[PREFIX + name] = torch.stack([tensors[seed][name].detach() for seed in seeds]).requires_grad_()
+            continue
+        same = all(own[name] is tensor or torch.equal(own[name], tensor) for own in tensors.values())
+        if same and (not tensor.is_floating_point() or isinstance(tensor, nn.Parameter)):
+            shared[PREFIX + name] = tensor.detach().clone()
+        else:
+            buffers[PREFIX + name] = torch.stack([tensors[seed][name].detach() for seed in seeds])
+    values = list(params.values())
+    moments = [[torch.zeros_like(param, requires_grad=False) for param in values] for _ in range(1 + by_adam)]
+    steps = [torch.zeros((), device=device) for _ in values]
+    state = State(values, moments[0], moments[1] if by_adam else [], buffers, steps)
+    return state, shared, list(params)
