@@ -60,7 +60,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (out,) = gradients
+        out = gradients[0].contiguous()  # else both products below copy it
         x, weight = ctx.saved_tensors
         return (
             torch.bmm(out, weight) if ctx.needs_input_grad[0] else None,

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from adamtune import rundir
-from adamtune.report.wording import number, with_interval
+from adamtune.report.wording import number, with_bounds, with_interval
 
 if TYPE_CHECKING:
+    from adamtune.comparison import Comparison, Paired
     from adamtune.lr_finder import LRFindResult
     from adamtune.plan import Plan
 
@@ -86,6 +88,69 @@ def print_runs(runs: Mapping[Path, Mapping[str, Any]]) -> None:
         objective, steps = result["objective"]["name"], f"{result['steps_used']:,}"
         table.add_row(str(path), result["task"]["ref"], objective, *means, steps)
     _out().print(table)
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """What differs between two recipes; then, of two runs, what each measured and decided."""
+    out = _out()
+    out.print(f"A: {comparison.a}\nB: {comparison.b}\n", markup=False)
+    if comparison.knobs:
+        _print_sides("knob", {name: _unlike(a, b) for name, (a, b) in comparison.knobs.items()})
+    else:
+        out.print("the recipes are the same")
+    runs = comparison.runs
+    if runs is None:
+        return
+    out.print()
+    a, b = _figures(runs.a), _figures(runs.b)
+    _print_sides("measured", {name: (a[name], b[name]) for name in a})
+    out.print()
+    out.print(f"not paired: {runs.unpaired}" if runs.paired is None else _difference(runs.paired), markup=False)
+    out.print()
+    _print_sides("stage", {name: (number(a), number(b)) for name, (a, b) in runs.verdicts.items()})
+
+
+def _unlike(a: object, b: object) -> tuple[str, str]:
+    """Two values that differ, in as many digits as it takes to see it."""
+    return (number(a), number(b)) if number(a) != number(b) else (str(a), str(b))
+
+
+def _print_sides(what: str, rows: Mapping[str, tuple[str, str]]) -> None:
+    """A table of A and B no wider than the terminal: long cells are folded."""
+    table = Table(box=None)
+    for heading in (what, "A", "B"):
+        table.add_column(heading, overflow="fold")
+    for name, cells in rows.items():
+        table.add_row(Text(name), *map(Text, cells))  # as it is: brackets are no markup
+    _out().print(table, soft_wrap=False)
+
+
+def _figures(result: Mapping[str, Any]) -> dict[str, str]:
+    """What a run measured, by name. `result` is its result.json."""
+    task, objective = result["task"], result["objective"]
+    means = {
+        name: with_interval(result[name]) if result[name]["mean"] is None else with_bounds(result[name])
+        for name in ("default", "recommended")
+    }
+    return {
+        "task": " ".join([task["ref"], *(f"{name}={value}" for name, value in task["args"].items())]),
+        "horizon": f"{result['horizon']:,}",
+        "objective": f"{objective['name']}, {objective['direction']}",
+        **means,
+        "fresh seeds": str(result["recommended"]["seeds"]),
+        "steps used": f"{result['steps_used']:,}",
+        "wall seconds": f"{result['wall_seconds']:.0f}",
+    }
+
+
+def _difference(paired: Paired) -> str:
+    difference, count = paired.difference, len(paired.seeds)
+    bounds = with_bounds({"mean": difference.mean, "ci95": (difference.low, difference.high)})
+    diverged = difference.count < count
+    over = f"{difference.count} of {count}" if diverged else str(count)
+    better = paired.better.upper() if paired.better else "neither"
+    why = " (the other diverged)" if paired.better and diverged else ""
+    return f"recommended, B minus A: {bounds} over {over} fresh seeds\nbetter by evidence: {better}{why}"
 
 
 def print_lr_find(result: LRFindResult, plot: str) -> None:
