@@ -14,7 +14,8 @@ from adamtune.history import History, TrialRequest
 from adamtune.population import NotVectorisable
 from adamtune.population.check import check
 from adamtune.population.feed import Feed
-from adamtune.population.stack import Member, Stack
+from adamtune.population.stack import Stack
+from adamtune.population.state import Member, stacking
 from adamtune.task import Task
 from adamtune.trial import Trial
 
@@ -108,7 +109,7 @@ def _time_stack(task: Task, requests: Sequence[TrialRequest], device: torch.devi
         chosen = [replace(request, seed=requests[0].seed) for request in chosen]
     members = [Member(index, request, History(request)) for index, request in enumerate(chosen)]
     seeds = dict.fromkeys(request.seed for request in chosen)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with stacking(device):
         feeds = {seed: Feed(task, seed, device) for seed in seeds}
         steps = min(1 + _TIMED, chosen[0].horizon)
         drawn = {

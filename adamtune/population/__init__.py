@@ -19,8 +19,8 @@ from adamtune.errors import AdamtuneError
 from adamtune.history import INSPECT_EVERY, History, RungReport, TrialRequest, TrialResult
 from adamtune.population.feed import Drawn, Feed
 from adamtune.population.joined import Uneven, joined
-from adamtune.population.stack import Member, Stack
-from adamtune.population.state import NotVectorisable
+from adamtune.population.stack import Stack
+from adamtune.population.state import Member, NotVectorisable, stacking
 from adamtune.task import Task
 from adamtune.task_calls import raised
 
@@ -67,7 +67,7 @@ class Population:
         """See `TrialBatch.advance`."""
         began = time.perf_counter()
         running = [member for member in self._members if member.history.outcome is None]
-        with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
+        with stacking(self._device):
             probed = self._train(min(to_step, self._horizon))
             values = self._evaluate() if evaluate else {}
         reports: list[RungReport | None] = [None] * len(self._members)

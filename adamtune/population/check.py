@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from adamtune.history import History, TrialRequest
 from adamtune.population.feed import Drawn, Feed
 from adamtune.population.joined import Uneven
-from adamtune.population.stack import Member, Stack
-from adamtune.population.state import NotVectorisable
+from adamtune.population.stack import Stack
+from adamtune.population.state import Member, NotVectorisable, stacking
 from adamtune.randomness import RandomState, Stream, TorchState, derive_seed
 from adamtune.task import Task
 from adamtune.task_calls import check_loss
@@ -67,7 +67,7 @@ def check(task: Task, requests: Sequence[TrialRequest], device: torch.device) ->
 def _check(task: Task, requests: Sequence[TrialRequest], device: torch.device) -> StepFacts:
     first = requests[0]
     other = next((request for request in requests if request.seed != first.seed), replace(first, seed=first.seed + 1))
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with stacking(device):
         alone, drawn, facts = {}, {}, None
         for request in (first, other):
             feed = Feed(task, request.seed, device)

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from adamtune.groups import ParamGroup, param_groups
-from adamtune.history import History, TrialRequest
+from adamtune.history import TrialRequest
 from adamtune.optim import moves, optimizer_for
 from adamtune.population.fast_ops import FastOps
 from adamtune.population.feed import Drawn, Feed
 from adamtune.population.joined import joined
-from adamtune.population.state import PREFIX, NotVectorisable, State, stacked
+from adamtune.population.state import PREFIX, Member, NotVectorisable, State, stacked
 from adamtune.probe import AdamProbe
 from adamtune.randomness import RandomState, Stream, derive_seed, seed_torch
 from adamtune.recipe import Recipe
@@ -35,15 +35,6 @@ from adamtune.task_calls import check_loss, no_validation
 from adamtune.trial import HUGE, autocast
 
 Measure = Callable[[nn.Module, Batch], Tensor]
-
-
-@dataclass(eq=False)
-class Member:
-    """One trial of a population, and its place in the batch that was asked for."""
-
-    index: int
-    request: TrialRequest
-    history: History
 
 
 class _Call(nn.Module):

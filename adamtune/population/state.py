@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from adamtune.history import History, TrialRequest
 
 PREFIX = "model."
 """Before the names that `named_parameters` gives: a stack calls its model as a part of another."""
@@ -14,6 +18,28 @@ PREFIX = "model."
 
 class NotVectorisable(Exception):
     """These trials cannot be trained as one stack; the text says what stands in the way."""
+
+
+@dataclass(eq=False)
+class Member:
+    """One trial of a population, and its place in the batch that was asked for."""
+
+    index: int
+    request: TrialRequest
+    history: History
+
+
+@contextmanager
+def stacking(device: torch.device) -> Iterator[None]:
+    """Around work with stacks: the caller's random streams stay as they are, and torch does not say that an operation
+    runs once a member for want of a rule for all (which the timing of stacks takes into account).
+    """
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", "There is a performance drop because", UserWarning)
+        yield
 
 
 @dataclass
