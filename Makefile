@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: test test-all lint sweep bench bench-lr bench-range clean
+.PHONY: test test-all lint sweep bench bench-lr bench-range bench-throughput clean
 
 test: lint
 	$(BIN)/python -m pytest
@@ -27,6 +27,9 @@ bench-lr: .venv .venv/peers
 
 bench-range: .venv .venv/peers
 	$(BIN)/python -m benchmarks.range_test_cost
+
+bench-throughput: .venv .venv/peers
+	$(BIN)/python -m benchmarks.throughput
 
 # fastai asks for torchvision but reads learning rates without it; beside a CPU torch a CUDA torchvision does not load,
 # and then neither does Lightning.

@@ -48,7 +48,7 @@ class Workers:
     def __init__(self, task: Task, device: torch.device, count: int) -> None:
         """Fork `count` processes."""
         context = multiprocessing.get_context("fork")
-        self._numbers = itertools.count()
+        self._numbers, self._tickets = itertools.count(), itertools.count()
         self.ends: list[Connection] = []
         self.processes: list[ForkProcess] = []
         for _ in range(count):
@@ -93,7 +93,7 @@ class Workers:
 
         Raises what the first of them raised. Where a worker has died the answer is `lost`, or that is raised.
         """
-        ends = self.ends[: len(arguments)]
+        ends, ticket = self.ends[: len(arguments)], next(self._tickets)
         answers: dict[int, Any] = {}
         errors: dict[int, BaseException] = {}
 
@@ -112,9 +112,11 @@ class Workers:
                 for ready in wait(waiting):
                     index = ends.index(ready)  # type: ignore[arg-type]
                     try:
-                        kind, value = ends[index].recv()
+                        answered, kind, value = ends[index].recv()
                     except (EOFError, OSError):
                         gone(index)
+                        continue
+                    if answered != ticket:  # to a question that a second Ctrl-C left unheard
                         continue
                     match kind:
                         case "steps":
@@ -128,7 +130,7 @@ class Workers:
 
         for index, (end, argument) in enumerate(zip(ends, arguments, strict=True)):
             try:
-                end.send((number, what, argument))
+                end.send((ticket, number, what, argument))
             except OSError:
                 gone(index)
         try:
@@ -245,15 +247,16 @@ def _serve(end: Connection, others: list[Connection], task: Task, device: torch.
     torch.set_num_threads(1)
     _keep_freed_memory()
     batches: dict[int, LocalBatch] = {}
+    ticket = 0
 
     def say(kind: str, value: Any) -> None:
         training, guard.training = guard.training, False
-        end.send((kind, value))
+        end.send((ticket, kind, value))
         guard.training = training
 
     while True:
         try:
-            number, what, argument = end.recv()
+            ticket, number, what, argument = end.recv()
         except (EOFError, OSError):
             return
         try:

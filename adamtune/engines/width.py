@@ -27,6 +27,8 @@ _STILL_FALLING = 0.95
 """Wider stacks are tried while the time a member needs falls below this share of the last width's."""
 _TIMED = 3
 """Steps timed at each width, after one to warm up; the quickest counts."""
+_TIMED_ALONE = 5
+"""Steps of each of two measurements of a trial alone: what a rung costs beside its steps must not weigh."""
 _OVERHEAD = 1.5
 """Memory a stack takes beside what is counted: results of operations under way, and the allocator's slack."""
 
@@ -69,14 +71,17 @@ class StepTimes:
 
 def time_alone(task: Task, request: TrialRequest, device: torch.device) -> float:
     """Seconds of a training step of one trial."""
+    quickest = math.inf
     with cpu_threads():
-        trial = Trial(task, replace(request, probe=False, horizon=max(request.horizon, 2 + _TIMED)), device)
+        trial = Trial(task, replace(request, probe=False, horizon=max(request.horizon, 1 + 2 * _TIMED_ALONE)), device)
         trial.advance(1, evaluate=False)
         _wait(device)
-        began = time.perf_counter()
-        trial.advance(1 + _TIMED, evaluate=False)
-        _wait(device)
-        return (time.perf_counter() - began) / _TIMED
+        for rung in (1 + _TIMED_ALONE, 1 + 2 * _TIMED_ALONE):
+            began = time.perf_counter()
+            trial.advance(rung, evaluate=False)
+            _wait(device)
+            quickest = min(quickest, (time.perf_counter() - began) / _TIMED_ALONE)
+    return quickest
 
 
 def time_steps(
@@ -113,7 +118,8 @@ def _time_stack(task: Task, requests: Sequence[TrialRequest], device: torch.devi
         feeds = {seed: Feed(task, seed, device) for seed in seeds}
         steps = min(1 + _TIMED, chosen[0].horizon)
         drawn = {
-            seed: feed.draw(0, steps, chosen[0].recipe.accumulate, chosen[0].horizon) for seed, feed in feeds.items()
+            seed: feed.draw(0, steps, chosen[0].recipe.accumulate, chosen[0].horizon, noisy)
+            for seed, feed in feeds.items()
         }
         stack = Stack.start(task, members, feeds, noisy, device)
         quickest = math.inf

@@ -96,7 +96,7 @@ class Population:
             missing = count - len(store)
             if missing > 0:
                 first = self._step + len(store)
-                store += self._feeds[seed].draw(first, missing, self._accumulate, self._horizon)
+                store += self._feeds[seed].draw(first, missing, self._accumulate, self._horizon, self._noisy)
         window = {seed: store[:count] for seed, store in self._ahead.items()}
         if self._noisy and self._accumulate > 1 and any(d.consumed for drawn in window.values() for d in drawn):
             raise NotVectorisable("its batches and its loss draw from one random stream in turn")

@@ -71,7 +71,7 @@ def _check(task: Task, requests: Sequence[TrialRequest], device: torch.device) -
         alone, drawn, facts = {}, {}, None
         for request in (first, other):
             feed = Feed(task, request.seed, device)
-            drawn[request.seed] = feed.draw(0, 1, first.recipe.accumulate, first.horizon)[0]
+            drawn[request.seed] = feed.draw(0, 1, first.recipe.accumulate, first.horizon, noisy=True)[0]
             alone[request.seed], found = _train_alone(task, request, feed.model, drawn[request.seed], device)
             facts = facts or found
         assert facts is not None
@@ -97,6 +97,7 @@ def _train_alone(
 
     with RandomState(derive_seed(request.seed, Stream.INIT)).active(device):
         python, numpy = random.getstate(), np.random.get_state()
+        assert drawn.chance is not None
         drawn.chance.restore()
         total = torch.zeros((), device=device)
         model.train()

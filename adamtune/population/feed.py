@@ -19,8 +19,9 @@ class Drawn:
     """What one step trains on, and where torch's random stream stood after drawing it."""
 
     batches: tuple[Batch, ...]
-    chance: TorchState
-    consumed: bool
+    chance: TorchState | None = None
+    """None where nobody wants to know."""
+    consumed: bool = False
     """Whether drawing them took anything from torch's global stream."""
 
 
@@ -47,13 +48,16 @@ class Feed:
         """Let go of the model at the start; only its copies are trained."""
         self.model = nn.Module()
 
-    def draw(self, first: int, count: int, accumulate: int, horizon: int) -> list[Drawn]:
-        """The batches of `count` steps from step `first` on, `accumulate` a step."""
+    def draw(self, first: int, count: int, accumulate: int, horizon: int, noisy: bool) -> list[Drawn]:
+        """The batches of `count` steps from step `first` on, `accumulate` a step.
+
+        `noisy`: the loss goes on with torch's random stream where drawing left it, so that is taken down.
+        """
         drawn = []
         with self._random.active(self._device):
             for step in range(first, first + count):
                 seed_torch(derive_seed(self.seed, Stream.STEP, step), self._device)
-                before = TorchState.now(self._device)
+                before = TorchState.now(self._device) if noisy else None
                 try:
                     batches = tuple(
                         batch_to(next_batch(self._task, self._batches, step, horizon), self._device)
@@ -63,6 +67,9 @@ class Feed:
                     raise
                 except Exception as problem:
                     raise raised(self._task, f"at training step {step + 1}", problem) from problem
-                after = TorchState.now(self._device)
-                drawn.append(Drawn(batches, after, consumed=after != before))
+                if before is None:
+                    drawn.append(Drawn(batches))
+                else:
+                    after = TorchState.now(self._device)
+                    drawn.append(Drawn(batches, after, consumed=after != before))
         return drawn

@@ -238,8 +238,9 @@ class Stack:
         recipe = self.members[0].request.recipe
         self._forget_gradients()
         seeds = [member.request.seed for member in self.members]
-        if self._noisy:
-            drawn[seeds[0]].chance.restore()
+        chance = drawn[seeds[0]].chance
+        if self._noisy and chance is not None:
+            chance.restore()
         total = torch.zeros((), device=self._device)
         for turn in range(recipe.accumulate):
             if len(set(seeds)) == 1:
