@@ -212,15 +212,31 @@ def _stop(ends: list[Connection], processes: list[ForkProcess]) -> None:
 
 
 class _Interruptible:
-    """Lets Ctrl-C in while a trial trains, and only then: never in the middle of a message."""
+    """Lets Ctrl-C in while a trial trains, and only then: never in the middle of a message, after which it comes in."""
 
     def __init__(self) -> None:
-        self.training = False
+        self._training = self._pending = False
         signal.signal(signal.SIGINT, self._interrupt)
 
+    def start(self) -> None:
+        """Training begins or goes on; raises `KeyboardInterrupt` where one has come meanwhile."""
+        self._training = True
+        if self._pending:
+            self._interrupt()
+
+    def stop(self) -> bool:
+        """Training rests; whether it was under way."""
+        was, self._training = self._training, False
+        return was
+
+    def forget(self) -> None:
+        """Whoever was to be interrupted has ended already."""
+        self._pending = False
+
     def _interrupt(self, *_: object) -> None:
-        if self.training:
-            self.training = False
+        self._pending = not self._training
+        if self._training:
+            self._training = False
             raise KeyboardInterrupt
 
 
@@ -250,9 +266,10 @@ def _serve(end: Connection, others: list[Connection], task: Task, device: torch.
     ticket = 0
 
     def say(kind: str, value: Any) -> None:
-        training, guard.training = guard.training, False
+        training = guard.stop()
         end.send((ticket, kind, value))
-        guard.training = training
+        if training:
+            guard.start()
 
     while True:
         try:
@@ -260,14 +277,17 @@ def _serve(end: Connection, others: list[Connection], task: Task, device: torch.
         except (EOFError, OSError):
             return
         try:
-            guard.training = what in ("measure", "open", "advance")
+            if what in ("measure", "open", "advance"):
+                guard.start()
+            else:
+                guard.forget()
             answer = _answer(batches, number, what, argument, task, device, say)
-            guard.training = False
+            guard.stop()
             say("answer", answer)
         except (BrokenPipeError, ConnectionResetError):
             return
         except BaseException as problem:
-            guard.training = False
+            guard.stop()
             say("error", _portable(problem))
 
 
