@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import get_unwrapped, is_batchedtensor, maybe_get_bdim
 
 from adamtune.engines import TrialBatch
 from adamtune.engines.sequential import SequentialEngine
@@ -62,6 +63,13 @@ def requests(
     seeds: Sequence[int] = (0, 1), lrs: Sequence[float] = (1e-3, 1e-2), horizon: int = 24, **knobs: Any
 ) -> list[TrialRequest]:
     return [TrialRequest(Recipe(lr=lr, **knobs), seed, horizon) for seed in seeds for lr in lrs]
+
+
+def width_of(value: Tensor) -> int:
+    """How many members are trained at once where this is computed; 1 outside of a stack."""
+    if not is_batchedtensor(value):
+        return 1
+    return get_unwrapped(value).shape[maybe_get_bdim(value)]
 
 
 def finish(batch: TrialBatch, rungs: Sequence[int] = (7, 24)) -> list[TrialResult]:

@@ -312,7 +312,6 @@ def check_parity(task: Task, tolerance: float = 1e-9) -> None:
     assert_same(stacked(task, FEW, (5, 12)), expected, tolerance)
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop because we have not yet implemented the batching rule")
 @pytest.mark.parametrize("name", MODELS)
 def test_a_kind_of_model(name: str) -> None:
     check_parity(task(MODELS[name]))
