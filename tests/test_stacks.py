@@ -16,6 +16,7 @@ import pytest
 import torch
 from stacked import CPU, X, alone, assert_same, batches, finish, loss, mlp, requests, stacked, task
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from adamtune.engines.population import PopulationEngine
 from adamtune.engines.processes import WorkerLost, Workers
@@ -223,7 +224,87 @@ def test_fp16_is_refused_by_name() -> None:
         stacked(task(), requests(precision="fp16"))
 
 
+# --- what only shows after the first step
+
+
+def refilled(generator: torch.Generator) -> Iterator[Tensor]:
+    """Yields the same tensor over and over, filled anew."""
+    kept = torch.empty(8, 4, dtype=torch.float64)
+    for x in batches(generator):
+        yield kept.copy_(x)
+
+
+def hooked() -> nn.Module:
+    model = mlp()
+    for param in model.parameters():
+        param.register_hook(lambda gradient: gradient.clamp(-0.01, 0.01))
+    return model
+
+
+class Drifting(Reassigning):
+    """Its assigned buffer is at first what it was."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.body(x)
+        if self.training:
+            self.mean = self.mean + 1e-6 * out.detach().mean()
+        return out - 1e3 * self.mean
+
+
+def late_chance() -> Task:
+    def make() -> nn.Module:
+        model = mlp()
+        model.step = 0
+        return model
+
+    def late(model: nn.Module, x: Tensor) -> Tensor:
+        model.step += model.training
+        return loss(model, x) * (1 + (random.random() if model.step > 9 else 0.0))
+
+    return task(make, late)
+
+
+LATE = {
+    "a batch refilled": replace(task(), train_batches=refilled),
+    "gradient hooks": task(hooked),
+    "a buffer drifting": task(Drifting),
+    "python's chance": late_chance(),
+}
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_what_the_first_step_does_not_show_gives_no_wrong_number(name: str) -> None:
+    assert_same(finish(engine(LATE[name]).open(ASKED)), alone(LATE[name], ASKED))
+
+
+def test_fp16_is_not_stacked_behind_another_precision() -> None:
+    halves = [replace(request, recipe=request.recipe.with_knob("precision", "fp16")) for request in ASKED[:2]]
+    gentle = Task(
+        "gentle", mlp, lambda g: (x.float() for x in batches(g)), lambda m, x: loss(m, x) / 50, lambda: [X.float()]
+    )
+    mixed = [*ASKED[:2], *halves]
+    assert_same(finish(engine(gentle).open(mixed))[2:], alone(gentle, mixed)[2:], 0.0)
+
+
+def test_a_member_that_diverged_before_the_hand_back_keeps_its_losses() -> None:
+    wild = [replace(ASKED[0], recipe=Recipe(lr=1e9, optimizer="sgd")), *ASKED[1:]]
+    of = task(lambda: Branching(20))
+    assert_same(finish(engine(of).open(wild), (24,)), alone(of, wild, (24,)))
+
+
 # --- processes
+
+
+def test_a_data_loader_may_have_workers_of_its_own() -> None:
+    data = TensorDataset(X, X.sum(1, keepdim=True))
+    loader = DataLoader(data, batch_size=16, num_workers=1)
+    loaded = Task.supervised(lambda: mlp().double(), loader, [X, X.sum(1, keepdim=True)], nn.functional.mse_loss)
+    short = [replace(request, horizon=3) for request in ASKED[:2]]
+    workers = Workers(loaded, CPU, 2)
+    batch = workers.open([[0], [1]], short, 1, False, lambda steps: None, lambda note: None)
+    assert_same(finish(batch, (3,)), alone(loaded, short, (3,)), 0.0)
+    assert batch.results() == batch.results()
+    workers.close()
 
 
 def test_two_processes_give_the_numbers_of_one() -> None:

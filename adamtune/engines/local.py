@@ -39,6 +39,10 @@ class LocalBatch:
             self._adopt(SequentialBatch(self._trials(range(len(requests))), on_steps), range(len(requests)))
             return
         for places in _alike(requests):
+            first, own = requests[0].recipe, requests[places[0]].recipe
+            if (own.precision, own.accumulate) != (first.precision, first.accumulate):  # whose kind alone was checked
+                self._adopt(SequentialBatch(self._trials(places), on_steps), places)
+                continue
             try:
                 with cpu_threads():
                     self._adopt(
@@ -52,13 +56,18 @@ class LocalBatch:
         """See `TrialBatch.advance`."""
         reports: list[RungReport | None] = [None] * len(self._requests)
         for part in list(self._active):
+            running = [place for place, (home, index) in self._home.items() if home is part and part.runs(index)]
+            why = ""
             try:
                 with cpu_threads():
                     found = part.advance(to_step, evaluate)
             except NotVectorisable as reason:
-                self._on_note(f"trials start again one by one: {reason}")
-                part = self._again(part)
-                found = part.advance(to_step, evaluate)
+                why = str(reason)
+            if why:
+                self._on_note(f"trials start again one by one: {why}")
+                part = self._again(part, running)
+                with cpu_threads():
+                    found = part.advance(to_step, evaluate)
             for place, (home, index) in self._home.items():
                 if home is part:
                     reports[place] = found[index]
@@ -82,9 +91,8 @@ class LocalBatch:
         self._active.append(part)
         self._home |= {place: (part, index) for index, place in enumerate(places)}
 
-    def _again(self, part: Part) -> SequentialBatch:
-        """The trials of `part` that had not ended, trained one by one to where they were; the others keep their end."""
-        running = [place for place, (home, index) in self._home.items() if home is part and part.runs(index)]
+    def _again(self, part: Part, running: list[int]) -> SequentialBatch:
+        """The trials of `part` that were `running`, one by one to where they were; the others keep their end."""
         self._active.remove(part)
         again = SequentialBatch(self._trials(running), self._on_steps)
         self._adopt(again, running)

@@ -33,6 +33,8 @@ from adamtune.task import Task
 def process_count(device: torch.device) -> int:
     """How many processes may train side by side here: one a core, where each is to use one thread."""
     threads = os.environ.get("OMP_NUM_THREADS", "1").split(",")[0].strip()
+    if torch.cuda.is_available():  # autograd then has threads of its own, and a fork of them cannot train
+        return 1
     if device.type != "cpu" or sys.platform != "linux" or threads not in ("", "1"):
         return 1
     return len(os.sched_getaffinity(0))
@@ -167,6 +169,7 @@ class SharedBatch:
         """See `Workers.open`."""
         self._workers, self._number, self._shares = workers, number, [list(share) for share in shares]
         self._requests, self._on_steps, self._on_note = requests, on_steps, on_note
+        self._results: list[TrialResult] | None = None
         self._ask("open", [([requests[place] for place in share], width, noisy) for share in self._shares])
 
     def advance(self, to_step: int, evaluate: bool = True) -> list[RungReport | None]:
@@ -184,13 +187,16 @@ class SharedBatch:
 
     def results(self) -> list[TrialResult]:
         """See `TrialBatch.results`. Trials of a worker that died are `failed`."""
+        if self._results is not None:
+            return self._results
         found: dict[int, TrialResult] = {}
         for share, results in zip(self._shares, self._ask("results", [()] * len(self._shares), lost=None), strict=True):
             if results is None:
                 lost = [_lost(self._requests[place]) for place in share]
                 results = lost
             found |= dict(zip(share, results, strict=True))
-        return [found[place] for place in range(len(self._requests))]
+        self._results = [found[place] for place in range(len(self._requests))]
+        return self._results
 
     def _ask(self, what: str, arguments: Sequence[Any], lost: Any = WorkerLost) -> list[Any]:
         return self._workers.ask(self._number, what, arguments, self._on_steps, self._on_note, lost)
@@ -257,6 +263,8 @@ def _keep_freed_memory() -> None:
 
 def _serve(end: Connection, others: list[Connection], task: Task, device: torch.device) -> None:
     """The life of a worker: answer questions until the other end closes."""
+    # A daemon may have no children, but a task's DataLoader may have workers; these end with their loader.
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     for other in others:
         other.close()  # else a worker would keep its siblings' pipes open past their owner's death
     guard = _Interruptible()

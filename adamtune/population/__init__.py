@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 import time
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from adamtune.errors import AdamtuneError
 from adamtune.history import INSPECT_EVERY, History, RungReport, TrialRequest, TrialResult
-from adamtune.population.feed import Drawn, Feed
+from adamtune.population.feed import Drawn, Feed, same_numpy
 from adamtune.population.joined import Uneven, joined
 from adamtune.population.stack import Stack
 from adamtune.population.state import Member, NotVectorisable, stacking
@@ -109,7 +111,12 @@ class Population:
         while self._step < to_step and self._stacks:
             count = min(INSPECT_EVERY, to_step - self._step)
             window = self._draw(count)
+            python, numpy = random.getstate(), np.random.get_state()
             self._stacks = [done for stack in self._stacks for done in self._train_window(stack, window, count)]
+            if random.getstate() != python or not same_numpy(np.random.get_state(), numpy):
+                random.setstate(python)
+                np.random.set_state(numpy)
+                raise NotVectorisable("its loss draws from Python's or NumPy's random numbers")
             self._step += count
             for store in self._ahead.values():
                 del store[:count]
@@ -127,12 +134,18 @@ class Population:
         pending: list[tuple[Stack, int, list[Tensor]]] = [(stack, first, [])]
         while pending:
             stack, step, losses = pending.pop()
+            failure: Exception | None = None
             try:
                 while step < first + count:
                     losses.append(stack.step({seed: drawn[step - first] for seed, drawn in window.items()}, step))
                     step += 1
             except Exception as problem:
-                if _out_of_memory(problem) and stack.width > 1 and stack.repeatable:
+                failure = problem.with_traceback(None)  # its frames hold the memory that the step has taken
+            except BaseException:
+                self._settle(stack, step, losses)
+                raise
+            if failure is not None:
+                if _out_of_memory(failure) and stack.width > 1 and stack.repeatable:
                     one, other = stack.halves()
                     mine = [values[: one.width] for values in losses]
                     theirs = [values[one.width :] for values in losses]
@@ -143,12 +156,9 @@ class Population:
                     if stack.width:
                         pending.append((stack, step, []))
                     continue
-                if isinstance(problem, AdamtuneError | NotVectorisable):
-                    raise
-                raise NotVectorisable(f"{type(problem).__name__} at training step {step + 1}") from problem
-            except BaseException:
-                self._settle(stack, step, losses)
-                raise
+                if isinstance(failure, AdamtuneError | NotVectorisable):
+                    raise failure
+                raise NotVectorisable(f"{type(failure).__name__} at training step {step + 1}") from failure
             self._settle(stack, step, losses)
             done.append(stack)
         return done
@@ -177,7 +187,7 @@ class Population:
             while stack.width:
                 try:
                     found = stack.evaluate()
-                except AdamtuneError:
+                except (AdamtuneError, NotVectorisable):
                     raise
                 except Exception as problem:
                     if self._lose_unsound(stack):

@@ -6,14 +6,13 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from adamtune.history import History, TrialRequest
-from adamtune.population.feed import Drawn, Feed
+from adamtune.population.feed import Drawn, Feed, same_numpy
 from adamtune.population.joined import Uneven
 from adamtune.population.stack import Stack
 from adamtune.population.state import Member, NotVectorisable, stacking
@@ -112,7 +111,7 @@ def _train_alone(
             share.backward()  # type: ignore[no-untyped-call]
             total = total + share.detach()
         noisy = TorchState.now(device) != drawn.chance
-        if random.getstate() != python or not _same_numpy(np.random.get_state(), numpy):
+        if random.getstate() != python or not same_numpy(np.random.get_state(), numpy):
             raise NotVectorisable("its loss draws from Python's or NumPy's random numbers")
     own = [*model.parameters(), *model.buffers()]
     for tensor in own:
@@ -173,7 +172,3 @@ def _one_reason(where: list[str]) -> Iterator[None]:
 def _one_line(problem: Exception) -> str:
     text = str(problem).strip().split("\n")[0].split(". ")[0]
     return f"{text[:160] or type(problem).__name__}"
-
-
-def _same_numpy(one: Any, other: Any) -> bool:
-    return np.array_equal(one[1], other[1]) and one[2:] == other[2:]

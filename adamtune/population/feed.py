@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adamtune.errors import AdamtuneError
 from adamtune.randomness import RandomState, Stream, TorchState, derive_seed, seed_torch
@@ -60,7 +63,7 @@ class Feed:
                 before = TorchState.now(self._device) if noisy else None
                 try:
                     batches = tuple(
-                        batch_to(next_batch(self._task, self._batches, step, horizon), self._device)
+                        _kept(batch_to(next_batch(self._task, self._batches, step, horizon), self._device))
                         for _ in range(accumulate)
                     )
                 except AdamtuneError:
@@ -73,3 +76,21 @@ class Feed:
                     after = TorchState.now(self._device)
                     drawn.append(Drawn(batches, after, consumed=after != before))
         return drawn
+
+
+def _kept(batch: Batch) -> Batch:
+    """The batch with tensors of its own: some generators fill and yield the same ones again."""
+    if isinstance(batch, Tensor):
+        return batch.clone()
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*map(_kept, batch))
+    if type(batch) in (tuple, list):
+        return type(batch)(map(_kept, batch))
+    if type(batch) is dict:
+        return {key: _kept(item) for key, item in batch.items()}
+    return copy.deepcopy(batch)
+
+
+def same_numpy(one: Any, other: Any) -> bool:
+    """Whether two states of NumPy's global generator are the same."""
+    return bool(np.array_equal(one[1], other[1]) and one[2:] == other[2:])

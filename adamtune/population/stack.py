@@ -75,6 +75,7 @@ class Stack:
         """Use `start`."""
         self._task, self.members, self._call, self._names = task, list(members), call, names
         self._state, self._shared, self._noisy, self._device = state, shared, noisy, device
+        call.train()
         self._settle()
 
     @classmethod
@@ -86,6 +87,8 @@ class Stack:
         `noisy` says that the loss draws random numbers; its members must then share one seed. Raises `NotVectorisable`.
         """
         seeds = [member.request.seed for member in members]
+        if members[0].request.recipe.precision == "fp16":
+            raise NotVectorisable("fp16 scales each trial's loss by itself")
         if noisy and len(set(seeds)) > 1:
             raise NotVectorisable("its noise differs by seed")
         models = {seed: feeds[seed].model for seed in seeds}
@@ -152,6 +155,8 @@ class Stack:
             rows = [row for row, member in enumerate(self.members) if member.request.seed == seed]
             try:
                 found = self._measured(seed, rows)
+            except NotVectorisable:
+                raise
             except Exception:  # a metric that calls item(), memory that ends: whatever it is, one by one will tell
                 found = [self._measured_alone(seed, row) for row in rows]
             for row, value in zip(rows, found, strict=True):
@@ -277,12 +282,20 @@ class Stack:
 
         def one(own: dict[str, Tensor], own_batch: Batch) -> Any:
             with FastOps(count, noisy):
-                return functional_call(
-                    self._call, self._shared | own, (function, batch if batch_dims is None else own_batch)
-                )
+                return self._call_one(own, function, batch if batch_dims is None else own_batch)
 
         passed, dims = (0, None) if batch_dims is None else (batch, batch_dims)
         out: Tensor = torch.vmap(one, in_dims=(0, dims), randomness=randomness)(tensors, passed)
+        return out
+
+    def _call_one(self, own: dict[str, Tensor], function: Measure, batch: Batch) -> Any:
+        """`function(model, batch)` with one member's parameters and buffers."""
+        given = self._shared | own
+        lent = dict(given)
+        out = functional_call(self._call, lent, (function, batch))
+        for name, tensor in given.items():  # torch hands back there what the model has put in place of a buffer
+            if lent[name] is not tensor:
+                raise NotVectorisable(f"its model puts another tensor in place of '{name.removeprefix(PREFIX)}'")
         return out
 
     def _clip(self) -> None:
@@ -355,10 +368,10 @@ class Stack:
     def _measured_alone(self, seed: int, row: int) -> dict[str, float]:
         state = self._state
         own = {name: param.detach()[row] for name, param in zip(self._names, state.params, strict=True)}
-        own |= {name: tensor[row] for name, tensor in state.buffers.items()} | self._shared
+        own |= {name: tensor[row] for name, tensor in state.buffers.items()}
 
         def measure(name: str, function: Measure, batch: Batch) -> list[float]:
-            return [float(functional_call(self._call, own, (function, batch)))]
+            return [float(self._call_one(own, function, batch))]
 
         return self._evaluated(seed, 1, measure)[0]
 

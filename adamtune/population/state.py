@@ -75,6 +75,9 @@ def stacked(
     Shared are frozen parameters that are equal in all, masks and counters. Raises `NotVectorisable`.
     """
     first = models[seeds[0]]
+    for name, param in (pair for model in models.values() for pair in model.named_parameters()):
+        if param._backward_hooks or getattr(param, "_post_accumulate_grad_hooks", None):
+            raise NotVectorisable(f"its parameter '{name}' has a gradient hook")
     tensors = {
         seed: {**dict(model.named_parameters()), **dict(model.named_buffers())} for seed, model in models.items()
     }
