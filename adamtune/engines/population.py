@@ -55,7 +55,7 @@ class PopulationEngine:
 
     def open(self, requests: Sequence[TrialRequest]) -> LocalBatch | SharedBatch:
         """See `Engine.open`."""
-        if len(requests) < 2 and not self._always:
+        if not requests or (len(requests) < 2 and not self._always):
             return self._local(requests, 1, False)
         if not self._always and self._seconds(requests) < _WORTH_MEASURING:
             return self._local(requests, 1, False)

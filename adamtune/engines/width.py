@@ -16,6 +16,7 @@ from adamtune.population.check import check
 from adamtune.population.feed import Feed
 from adamtune.population.stack import Stack
 from adamtune.population.state import Member, stacking
+from adamtune.randomness import RandomState
 from adamtune.task import Task
 from adamtune.trial import Trial
 
@@ -100,7 +101,13 @@ def time_steps(
         for width in WIDTHS:
             if width > 2 and width * each > memory:
                 break
-            seconds = _time_stack(task, requests, device, width, facts.noisy)
+            try:
+                with RandomState(0).active(device):
+                    seconds = _time_stack(task, requests, device, width, facts.noisy)
+            except Exception as problem:  # memory that ends, or what only shows after the first step
+                if stacked:
+                    break
+                return StepTimes(alone, (), False, f"{problem}".split("\n")[0] or type(problem).__name__)
             falling = not stacked or seconds / width < _STILL_FALLING * stacked[-1][1] / stacked[-1][0]
             stacked.append((width, seconds))
             if not falling or time.perf_counter() - began + 2 * _TIMED * seconds > most_seconds:

@@ -112,7 +112,10 @@ class Population:
             count = min(INSPECT_EVERY, to_step - self._step)
             window = self._draw(count)
             python, numpy = random.getstate(), np.random.get_state()
+            versions = [drawn.versions() for seed in window for drawn in window[seed]]
             self._stacks = [done for stack in self._stacks for done in self._train_window(stack, window, count)]
+            if versions != [drawn.versions() for seed in window for drawn in window[seed]]:
+                raise NotVectorisable("its loss changes its batch in place")
             if random.getstate() != python or not same_numpy(np.random.get_state(), numpy):
                 random.setstate(python)
                 np.random.set_state(numpy)

@@ -98,7 +98,7 @@ def _train_alone(
         python, numpy = random.getstate(), np.random.get_state()
         assert drawn.chance is not None
         drawn.chance.restore()
-        total = torch.zeros((), device=device)
+        total, versions = torch.zeros((), device=device), drawn.versions()
         model.train()
         for batch in drawn.batches:
             with (
@@ -110,6 +110,8 @@ def _train_alone(
             share = loss.reshape(()) / request.recipe.accumulate
             share.backward()  # type: ignore[no-untyped-call]
             total = total + share.detach()
+        if drawn.versions() != versions:
+            raise NotVectorisable("its loss changes its batch in place")
         noisy = TorchState.now(device) != drawn.chance
         if random.getstate() != python or not same_numpy(np.random.get_state(), numpy):
             raise NotVectorisable("its loss draws from Python's or NumPy's random numbers")

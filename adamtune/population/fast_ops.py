@@ -87,7 +87,7 @@ def _channels_last(x: Tensor) -> Tensor:
 
 
 def _linear(count: int, dims: Sequence[int | None], x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
-    own_bias = bias is None or (dims[2] == 0 and bias.ndim == 2)
+    own_bias = bias is None or (len(dims) > 2 and dims[2] == 0 and bias.ndim == 2)
     if dims[1] != 0 or weight.ndim != 3 or not own_bias or torch.is_autocast_enabled(x.device.type):
         return None
     x = x.expand(count, *x.shape) if dims[0] is None else x.movedim(dims[0], 0)
@@ -175,6 +175,9 @@ _RULES: dict[Any, Rule] = {
 }
 
 
+_REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
+
+
 class FastOps(TorchFunctionMode):
     """Inside, a call of one of these functions on members runs by its rule. For use within a `torch.vmap`."""
 
@@ -187,6 +190,8 @@ class FastOps(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run `func` by its rule, or as it is."""
         kwargs = kwargs or {}
+        if func == _REQUIRES_GRAD and AVAILABLE and is_batchedtensor(args[0]):
+            return get_unwrapped(args[0]).requires_grad  # the members' parameters train, though vmap's view says no
         rule = self._rules.get(func)
         if rule is not None:
             out = self._fold(rule, args, kwargs)

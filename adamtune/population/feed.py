@@ -27,6 +27,10 @@ class Drawn:
     consumed: bool = False
     """Whether drawing them took anything from torch's global stream."""
 
+    def versions(self) -> list[int]:
+        """How often each tensor of the batches has been written to in place."""
+        return [version for batch in self.batches for version in _versions(batch)]
+
 
 class Feed:
     """All members of one seed share its model at the start, its batches and its noise."""
@@ -76,6 +80,16 @@ class Feed:
                     after = TorchState.now(self._device)
                     drawn.append(Drawn(batches, after, consumed=after != before))
         return drawn
+
+
+def _versions(batch: Batch) -> Iterator[int]:
+    if isinstance(batch, Tensor):
+        yield batch._version
+    elif isinstance(batch, tuple | list):
+        for item in batch:
+            yield from _versions(item)
+    elif isinstance(batch, dict):
+        yield from _versions(list(batch.values()))
 
 
 def _kept(batch: Batch) -> Batch:

@@ -210,7 +210,7 @@ class Stack:
 
     def sound(self) -> list[bool]:
         """By member: whether no parameter is NaN, infinite or huge; see `adamtune.trial`."""
-        fine = [(param.detach().abs() < HUGE).flatten(1).all(1) for param in self._state.params]
+        fine = [(param.detach().abs() < HUGE).reshape(self.width, -1).all(1) for param in self._state.params]
         return [bool(value) for value in torch.stack(fine).all(0).tolist()]
 
     def _settle(self) -> None:
@@ -285,8 +285,20 @@ class Stack:
                 return self._call_one(own, function, batch if batch_dims is None else own_batch)
 
         passed, dims = (0, None) if batch_dims is None else (batch, batch_dims)
+        own = {name: tensors[name].clone() for name in self._state.buffers} if rows is not None else {}
         out: Tensor = torch.vmap(one, in_dims=(0, dims), randomness=randomness)(tensors, passed)
+        if any(not torch.allclose(tensors[name], before, 0.0, 0.0, equal_nan=True) for name, before in own.items()):
+            raise NotVectorisable("its model changes a buffer where it is evaluated")
         return out
+
+    def _kept_state(self) -> dict[str, object]:
+        """What modules keep beside parameters and float buffers: counters and flags, in buffers and as attributes."""
+        kept: dict[str, object] = {name: tensor.tolist() for name, tensor in self._shared.items() if not tensor.ndim}
+        for name, module in self._call.model.named_modules():
+            for key, value in vars(module).items():
+                if key != "training" and isinstance(value, bool | int | float | str):
+                    kept[f"{name}.{key}"] = value
+        return kept
 
     def _call_one(self, own: dict[str, Tensor], function: Measure, batch: Batch) -> Any:
         """`function(model, batch)` with one member's parameters and buffers."""
@@ -304,7 +316,9 @@ class Stack:
         if not gradients or all(limit is None for limit in limits):
             return
         # As torch.nn.utils.clip_grad_norm_: the norm of the tensors' norms, and a coefficient of at most one.
-        norms = torch.stack([torch.linalg.vector_norm(gradient.flatten(1), dim=1) for gradient in gradients])
+        norms = torch.stack(
+            [torch.linalg.vector_norm(gradient.reshape(self.width, -1), dim=1) for gradient in gradients]
+        )
         total = torch.linalg.vector_norm(norms, dim=0)
         most = torch.tensor([math.inf if limit is None else limit for limit in limits], device=self._device)
         free = torch.tensor([limit is None for limit in limits], device=self._device)
@@ -383,6 +397,7 @@ class Stack:
         sums = {name: [0.0] * count for name in measures}
         rows = 0
         stream = derive_seed(seed, Stream.EVALUATION)
+        state = self._kept_state()
         self._call.eval()
         try:
             with (
@@ -400,6 +415,8 @@ class Stack:
                             sums[name][place] += size * value
         finally:
             self._call.train()
+        if self._kept_state() != state:  # a trial alone keeps it once, and here each seed measures in turn
+            raise NotVectorisable("its model keeps something of what it is evaluated on")
         if not rows:
             raise no_validation(self._task)
         return [{name: totals[place] / rows for name, totals in sums.items()} for place in range(count)]
