@@ -264,7 +264,45 @@ def late_chance() -> Task:
     return task(make, late)
 
 
+def decayed(model: nn.Module, x: Tensor) -> Tensor:
+    return loss(model, x) + 1e-3 * sum(param.pow(2).sum() for param in model.parameters() if param.requires_grad)
+
+
+class Gain(nn.Module):
+    """One number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gain
+
+
+class Counting(nn.Module):
+    """Counts its calls, in evaluation too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.calls = mlp(), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        out: Tensor = self.body(x) * (1 + 1 / self.calls)
+        return out
+
+
+def scaling_its_batch(model: nn.Module, x: Tensor) -> Tensor:
+    if torch.is_grad_enabled():
+        x.mul_(1.001)
+    return loss(model, x)
+
+
 LATE = {
+    "weights that say they do not train": task(loss=decayed),
+    "calls counted": task(Counting),
+    "a batch changed in place": task(loss=scaling_its_batch),
+    "a scalar, clipped": task(lambda: nn.Sequential(mlp(), Gain())),
     "a batch refilled": replace(task(), train_batches=refilled),
     "gradient hooks": task(hooked),
     "a buffer drifting": task(Drifting),
@@ -274,7 +312,9 @@ LATE = {
 
 @pytest.mark.parametrize("name", LATE)
 def test_what_the_first_step_does_not_show_gives_no_wrong_number(name: str) -> None:
-    assert_same(finish(engine(LATE[name]).open(ASKED)), alone(LATE[name], ASKED))
+    clipped = [replace(request, recipe=request.recipe.with_knob("clip_norm", 0.25)) for request in ASKED]
+    for asked in (ASKED, clipped):
+        assert_same(finish(engine(LATE[name]).open(asked)), alone(LATE[name], asked))
 
 
 def test_fp16_is_not_stacked_behind_another_precision() -> None:

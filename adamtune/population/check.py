@@ -21,9 +21,12 @@ from adamtune.task import Task
 from adamtune.task_calls import check_loss
 from adamtune.trial import autocast
 
-_TOLERANCE = {"fp32": 1e-2, "bf16": 0.2}
-"""How far a parameter's gradient may be from the one computed alone, as a share of its norm. Rounding is a thousandth
-of it; what this is for (weights that a module keeps out of the stack's sight, noise in another order) is all of it."""
+_TOLERANCE = {"fp32": 2e-3, "bf16": 0.2}
+"""How far a parameter's gradient may be from the one computed alone, as a share of its norm. Rounding is a hundredth of
+it; what this is for (weights kept out of the stack's sight, noise in another order) is mostly all of it."""
+_LOSS_TOLERANCE = {"fp32": 1e-4, "bf16": 0.05}
+"""The same for the loss, whose rounding is far smaller. It tells a loss that sums over `p.requires_grad` only: inside
+`torch.vmap` that is False."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ def _compare(
     share = _TOLERANCE[pair[0].recipe.precision]
     for row, request in enumerate(pair):
         one, scale = alone[request.seed], 0.0
-        if abs(losses[row] - one.loss) > share * max(1e-6, abs(one.loss)):
+        if abs(losses[row] - one.loss) > _LOSS_TOLERANCE[pair[0].recipe.precision] * max(1e-6, abs(one.loss)):
             raise NotVectorisable(f"in a stack its first loss is {losses[row]:.6g}, alone {one.loss:.6g}")
         scale = max((float(g.norm()) for g in one.gradients.values() if g is not None), default=0.0)
         for name, gradient in stack.gradients(row).items():

@@ -175,9 +175,6 @@ _RULES: dict[Any, Rule] = {
 }
 
 
-_REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
-
-
 class FastOps(TorchFunctionMode):
     """Inside, a call of one of these functions on members runs by its rule. For use within a `torch.vmap`."""
 
@@ -190,8 +187,6 @@ class FastOps(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run `func` by its rule, or as it is."""
         kwargs = kwargs or {}
-        if func == _REQUIRES_GRAD and AVAILABLE and is_batchedtensor(args[0]):
-            return get_unwrapped(args[0]).requires_grad  # the members' parameters train, though vmap's view says no
         rule = self._rules.get(func)
         if rule is not None:
             out = self._fold(rule, args, kwargs)
