@@ -36,6 +36,7 @@ class AdamThenSGD(torch.optim.Optimizer):
         momentum: float,
     ) -> None:
         """`adam` is torch.optim.AdamW or Adam; `lr`, `sgd_lr` and `momentum` are for groups without their own."""
+        self._kind = adam
         self._adam = adam(groups, lr=lr)
         self._sgd = torch.optim.SGD(self._adam.param_groups, lr=lr, momentum=momentum)
         own = {"sgd_lr": sgd_lr, "switch_at": switch_at, "updates": 0}
@@ -58,7 +59,7 @@ class AdamThenSGD(torch.optim.Optimizer):
         done = first["updates"]
         if done == first["switch_at"]:
             self.state.clear()
-        for part in (self._adam, self._sgd):  # anew each time: loading a state dict puts other objects in place
+        for part in (self._adam, self._sgd):  # anew each time, as others may have put other objects in place
             part.param_groups, part.state = self.param_groups, self.state
         loss: float | None = (self._sgd if self.handed_over else self._adam).step(closure)
         for group in self.param_groups:
@@ -67,7 +68,12 @@ class AdamThenSGD(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles keep."""
-        return super().__getstate__() | {"_adam": self._adam, "_sgd": self._sgd}
+        return super().__getstate__() | {"_kind": self._kind}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take up a copy, a pickle or a loaded state dict."""
+        super().__setstate__(state)
+        self._adam, self._sgd = self._kind(self.param_groups), torch.optim.SGD(self.param_groups)
 
 
 class HandoverLR(LambdaLR):

@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from adamtune.errors import RecipeError
 from adamtune.groups import param_groups
 from adamtune.history import Outcome, Ramp, TrialRequest
-from adamtune.recipe import Recipe, Schedule, WarmupSteps
+from adamtune.recipe import Recipe, Schedule, Switch, WarmupSteps
 from adamtune.task import Task
 from adamtune.tasks import chars, digits
 from recipes import recipes
@@ -66,6 +66,11 @@ KNOBS: dict[str, Recipe] = {
     "groups": Recipe(lr=3e-3, weight_decay=0.3, groups=(NO_DECAY, HEAD)),
     "groups and clipping": Recipe(lr=3e-3, groups=(HEAD, NO_DECAY), clip_norm=0.0625),
     "step decay": Recipe(lr=3e-3, schedule=Schedule(kind="step", warmup=WarmupSteps(steps=3), gamma=0.2)),
+    "switch": Recipe(lr=3e-3, weight_decay=0.1, switch=Switch(at=0.5, lr=0.03)),
+    "switch, groups and clipping": Recipe(
+        optimizer="adam", lr=3e-3, groups=(HEAD, NO_DECAY), clip_norm=0.25, switch=Switch(at=0.2, lr=0.1, momentum=0.5)
+    ),
+    "switch, without momentum": Recipe(lr=3e-3, switch=Switch(at=0.9, lr=0.05, momentum=0.0)),
     "floor": Recipe(lr=3e-3, schedule=Schedule(kind="cosine", warmup=0.3, floor=0.4)),
 }
 RAMP = Ramp(start=1e-4, end=1e-2, steps=20)
