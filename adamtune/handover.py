@@ -58,7 +58,7 @@ class AdamThenSGD(torch.optim.Optimizer):
         first = self.param_groups[0]
         done = first["updates"]
         if done == first["switch_at"]:
-            self.state.clear()
+            self.state.clear()  # of Adam's moments; SGD makes its own
         for part in (self._adam, self._sgd):  # anew each time, as others may have put other objects in place
             part.param_groups, part.state = self.param_groups, self.state
         loss: float | None = (self._sgd if self.handed_over else self._adam).step(closure)

@@ -403,6 +403,19 @@ def test_noise_of_the_losss_own_over_several_batches_a_step() -> None:
     assert_same(stacked(task(loss=noisy), asked, (5, 12)), alone(task(loss=noisy), asked, (5, 12)))
 
 
+def test_members_hand_over_each_at_its_own_step() -> None:
+    """Also where a layer has a gradient at every third step only, so that momentum meets it late; a ramp never does."""
+    asked = [
+        TrialRequest(Recipe(lr=1e-2, groups=(HEAD,), switch=Switch(at=at, lr=lr)), seed, 12, probe=True)
+        for at, lr in ((0.1, 0.02), (0.3, 0.05), (0.3, 0.1), (0.6, 0.05), (0.99, 0.05))
+        for seed in (0, 1)
+    ]
+    asked += [replace(asked[0], recipe=PLAIN), replace(asked[0], ramp=RAMP)]
+    expected = alone(task(Unused), asked, (5, 8, 12))
+    assert len({tuple(numbers(result)) for result in expected}) == len(asked)
+    assert_same(stacked(task(Unused), asked, (5, 8, 12), width=7), expected)
+
+
 def test_metrics_that_a_stack_cannot_measure_at_once() -> None:
     metrics = {
         "worst": lambda model, x: (model(x) - x.sum(1, keepdim=True)).abs().max().item(),
