@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from adamtune.divergence import DivergenceWatch, patience_for
 from adamtune.recipe import Recipe
-from adamtune.schedule import multiplier
+from adamtune.schedule import multiplier, switch_step
 
 INSPECT_EVERY = 16
 """Steps between looks at the losses: on a GPU each look waits for the device. Part of a trial's definition, since a
@@ -27,7 +27,9 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Ramp:
-    """An exponential lr ramp from `start` to `end` over `steps` updates, in place of the recipe's lr and schedule."""
+    """An exponential lr ramp from `start` to `end` over `steps` updates, in place of the recipe's lr, schedule and
+    switch.
+    """
 
     start: float
     end: float
@@ -57,6 +59,13 @@ class TrialRequest:
         if self.ramp is None:
             return multiplier(self.recipe.schedule, step, self.horizon)
         return self.ramp.lr_at(step) / self.recipe.lr
+
+    @property
+    def switch_at(self) -> int | None:
+        """The first update, from 0, that is SGD's; None where Adam hands over to nobody, as in a ramp."""
+        if self.ramp is not None or self.recipe.switch is None:
+            return None
+        return switch_step(self.recipe.switch, self.horizon)
 
     @property
     def ramped(self) -> str | None:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from adamtune.divergence import DivergenceWatch, patience_for
 from adamtune.errors import InputError, TaskError
+from adamtune.handover import AdamThenSGD
 from adamtune.live_state import Moments, restored
 from adamtune.stages.lr_curve import RangeCurve, RangeStatus, read_curve
 from adamtune.stages.lr_range import END, START, STEPS, smoothing_window, why_stop
@@ -194,6 +195,8 @@ class _Run:
     def train(self, on_steps: Callable[[int], None]) -> None:
         """Up to the end of the ramp, or to where the loss breaks away."""
         self._model.train()
+        if isinstance(self._optimizer, AdamThenSGD):
+            self._optimizer.stay()  # one ramp tells of one optimizer; `restored` puts the hand-over back
         self._moved.hold()
         watch = DivergenceWatch(patience_for(self._ramp.steps))
         at, unread = 0, list[Tensor]()

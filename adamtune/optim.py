@@ -11,31 +11,52 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from adamtune.groups import ParamGroup, param_groups
+from adamtune.handover import AdamThenSGD, HandoverLR
 from adamtune.recipe import Recipe
-from adamtune.schedule import multiplier
+from adamtune.schedule import multiplier, switch_step
 
 
 def build(recipe: Recipe, model: nn.Module, total_steps: int) -> tuple[Optimizer, LRScheduler]:
     """Optimizer and scheduler for a run of `total_steps` optimizer steps; see `Recipe.build`."""
     if total_steps < 1:
         raise ValueError(f"total_steps must be at least 1, not {total_steps}")
-    return build_with(recipe, model, lambda step: multiplier(recipe.schedule, step, total_steps))
+
+    def multiplier_at(step: int) -> float:
+        return multiplier(recipe.schedule, step, total_steps)
+
+    switch_at = switch_step(recipe.switch, total_steps) if recipe.switch else None
+    return build_with(recipe, model, multiplier_at, switch_at=switch_at)
 
 
 def build_with(
-    recipe: Recipe, model: nn.Module, multiplier_at: Callable[[int], float], only: str | None = None
+    recipe: Recipe,
+    model: nn.Module,
+    multiplier_at: Callable[[int], float],
+    only: str | None = None,
+    switch_at: int | None = None,
 ) -> tuple[Optimizer, LRScheduler]:
     """The same with any lr curve: every group runs at its own lr times `multiplier_at(step)`, step from 0.
 
-    With `only`, the group of that name does, and the others hold their lr.
+    With `only`, the group of that name does, and the others hold their lr. The recipe's switch comes with update
+    `switch_at`, from 0; with None it does not come.
     """
     groups = param_groups(recipe, model)
-    optimizer = optimizer_for(recipe, groups)
-    return optimizer, LambdaLR(optimizer, moves(groups, multiplier_at, only))
+    curves = moves(groups, multiplier_at, only)
+    after = recipe.after_switch
+    if switch_at is None or after is None:
+        optimizer = optimizer_for(recipe, groups)
+        return optimizer, LambdaLR(optimizer, curves)
+    settings = [
+        _torch_group(recipe, group) | {"sgd_lr": then.lr}
+        for group, then in zip(groups, param_groups(after, model), strict=True)
+    ]
+    adam = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+    handing_over = AdamThenSGD(settings, adam, switch_at, recipe.lr, after.lr, after.momentum)
+    return handing_over, HandoverLR(handing_over, curves)
 
 
 def optimizer_for(recipe: Recipe, groups: Sequence[ParamGroup]) -> Optimizer:
-    """The torch optimizer that a recipe names, over these param groups."""
+    """The torch optimizer that a recipe names, over these param groups, without its switch."""
     settings = [_torch_group(recipe, group) for group in groups]
     match recipe.optimizer:
         case "adamw":

@@ -37,8 +37,9 @@ class AdamProbe:
     - `r`: |m_hat| / (sqrt(v_hat) + eps), the step before lr
     - `lr_r`: lr times r, the effective step of a parameter
 
-    and `group/grad_norm`, the L2 norm of the gradients that are there. Groups whose parameters have no Adam state yet
-    are left out. Percentiles come from the same SAMPLE random elements each time (all, where a group has fewer).
+    and `group/grad_norm`, the L2 norm of the gradients that are there. Groups whose parameters have no Adam state (not
+    yet, or no longer: after a hand-over to SGD) have only that. Percentiles come from the same SAMPLE random elements
+    each time (all, where a group has fewer).
     """
 
     def __init__(self, optimizer: Optimizer, model: nn.Module | None = None, every: int = 1) -> None:

@@ -19,6 +19,7 @@ from pydantic import (
     Field,
     JsonValue,
     Tag,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -115,6 +116,21 @@ class Schedule(Frozen):
         return value
 
 
+class Switch(Frozen):
+    """The hand-over from Adam to SGD with momentum within a run, for what generalises better at its end.
+
+    Groups keep their `lr_mult` and `weight_decay`, and the schedule runs on. Momentum starts empty. SGD adds weight
+    decay to the gradient, as `torch.optim.SGD` does, so that momentum averages it too.
+    """
+
+    to: Literal["sgd"] = "sgd"
+    at: Annotated[Number, Field(gt=0.0, lt=1.0)]
+    """The fraction of the horizon that Adam takes; `adamtune.schedule.switch_step` rounds it to steps."""
+    lr: Annotated[Number, Field(gt=0.0)]
+    """SGD's own base lr, in place of the recipe's: lr is then this times `lr_mult` times the schedule's multiplier."""
+    momentum: Annotated[Number, Field(ge=0.0, lt=1.0)] = 0.9
+
+
 class Recipe(Frozen):
     """How to optimise: optimizer, schedule and per-group settings. Names and conventions are torch's.
 
@@ -138,7 +154,8 @@ class Recipe(Frozen):
     precision: Precision = "fp32"
     accumulate: Annotated[Whole, Field(ge=1)] = 1
     """Batches whose mean gradient makes one step."""
-    switch: None = None
+    switch: Switch | None = None
+    """`adamw` and `adam` only."""
     provenance: dict[str, JsonValue] = Field(default_factory=dict)
     """Where the recipe comes from: plain data, kept as it is."""
 
@@ -149,11 +166,11 @@ class Recipe(Frozen):
             raise ValueError(f"this adamtune reads recipes of version {VERSION}, not {value}; a newer one may read it")
         return value
 
-    @field_validator("switch", mode="before")
+    @field_validator("switch")
     @classmethod
-    def _no_switch(cls, value: object) -> object:
-        if value is not None:
-            raise ValueError("this version cannot hand over to another optimizer during a run; write switch: null")
+    def _from_adam(cls, value: Switch | None, info: ValidationInfo) -> Switch | None:
+        if value is not None and info.data.get("optimizer") == "sgd":
+            raise ValueError("hands over from Adam to SGD: optimizer must be adamw or adam, not sgd")
         return value
 
     @field_validator("groups")
@@ -171,6 +188,14 @@ class Recipe(Frozen):
     def default(cls) -> Recipe:
         """AdamW with torch's values, cosine decay after 5% warmup, no decay on biases and norms."""
         return cls(groups=(GroupRule(name="no_decay", match=Match(kind=("bias", "norm")), weight_decay=0.0),))
+
+    @property
+    def after_switch(self) -> Recipe | None:
+        """What steps once the switch has come, as a recipe of its own: by SGD. None without a switch."""
+        if self.switch is None:
+            return None
+        own = {"optimizer": self.switch.to, "lr": self.switch.lr, "momentum": self.switch.momentum, "switch": None}
+        return self.model_copy(update=own)
 
     @classmethod
     def from_yaml(cls, text: str, source: str = "recipe") -> Recipe:
@@ -203,7 +228,7 @@ class Recipe(Frozen):
         return self.knobs()[_known(name, self)]
 
     def knobs(self) -> dict[str, Any]:
-        """Every knob and its value; warmup in steps reads `{'steps': n}`."""
+        """Every knob and its value; warmup in steps reads `{'steps': n}`, a switch is one knob with four keys."""
         warmup = self.schedule.warmup
         values: dict[str, Any] = {
             "optimizer": self.optimizer,
@@ -221,6 +246,7 @@ class Recipe(Frozen):
             "clip_norm": self.clip_norm,
             "precision": self.precision,
             "accumulate": self.accumulate,
+            "switch": self.switch.model_dump() if self.switch else None,
         }
         for rule in self.groups:
             for key in ("lr_mult", "weight_decay", "betas", "eps"):
@@ -262,9 +288,10 @@ class Recipe(Frozen):
     def build(self, model: nn.Module, *, total_steps: int) -> tuple[Optimizer, LRScheduler]:
         """The torch optimizer and scheduler for `model` over a run of `total_steps` optimizer steps.
 
-        Call `scheduler.step()` after every `optimizer.step()`. Clipping, precision and accumulation belong to the
-        training loop: read `clip_norm`, `precision` and `accumulate`. Raises `RecipeError` when a group rule with
-        `params` patterns matches nothing in `model`.
+        Call `scheduler.step()` after every `optimizer.step()`. A switch needs nothing of the training loop: the
+        optimizer goes over by itself (`adamtune.handover`). Clipping, precision and accumulation belong to the loop:
+        read `clip_norm`, `precision` and `accumulate`. Raises `RecipeError` when a group rule with `params` patterns
+        matches nothing in `model`.
         """
         from adamtune.optim import build
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 
-from adamtune.recipe import Schedule, WarmupSteps
+from adamtune.recipe import Schedule, Switch, WarmupSteps
 
 
 def warmup_steps(schedule: Schedule, total_steps: int) -> int:
@@ -38,3 +38,11 @@ def multiplier(schedule: Schedule, step: int, total_steps: int) -> float:
         case "step":
             passed = sum(step / total_steps >= fraction for fraction in schedule.milestones)
             return max(schedule.floor, schedule.gamma**passed)
+
+
+def switch_step(switch: Switch, total_steps: int) -> int:
+    """The first update, from 0, that SGD makes in a run of `total_steps`; at least one is Adam's and one SGD's.
+
+    A run of one step is Adam's: there it is 1, which never comes.
+    """
+    return max(1, min(round(switch.at * total_steps), total_steps - 1))

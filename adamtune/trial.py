@@ -51,7 +51,9 @@ class Trial:
             except Exception as problem:
                 raise raised(task, "before training", problem) from problem
             recipe = request.recipe
-            self._optimizer, self._scheduler = build_with(recipe, self._model, request.multiplier, request.ramped)
+            self._optimizer, self._scheduler = build_with(
+                recipe, self._model, request.multiplier, request.ramped, request.switch_at
+            )
         self._params = [param for _, param in trainable(self._model)]
         self._scaler = torch.amp.GradScaler(device.type) if request.recipe.precision == "fp16" else None
         self._probe = AdamProbe(self._optimizer, self._model) if request.probe else None

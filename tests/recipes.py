@@ -8,7 +8,7 @@ from typing import get_args
 
 from hypothesis import strategies as st
 
-from adamtune.recipe import GroupRule, Kind, Match, Recipe, Schedule, WarmupSteps
+from adamtune.recipe import GroupRule, Kind, Match, Recipe, Schedule, Switch, WarmupSteps
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -62,6 +62,15 @@ def schedules(draw: st.DrawFn) -> Schedule:
     )
 
 
+def switches(max_lr: float) -> st.SearchStrategy[Switch]:
+    return st.builds(
+        Switch,
+        at=st.floats(0.0, 1.0, exclude_min=True, exclude_max=True),
+        lr=st.floats(0.0, max_lr, exclude_min=True),
+        momentum=floats(0.0, 1.0, below=True),
+    )
+
+
 def _provenance() -> st.SearchStrategy[dict[str, object]]:
     words = st.text(string.ascii_letters + " _-.,:#'\"é", max_size=8)
     plain = st.none() | st.booleans() | st.integers(-(10**9), 10**9) | floats(-1e9, 1e9) | words
@@ -82,9 +91,10 @@ def recipes(
 
     To train with one, give the patterns of a model at hand and keep `max_lr` small and `min_eps` above zero.
     """
+    optimizer = draw(st.sampled_from(["adamw", "adam", "sgd"]))
     return Recipe.model_validate(
         {
-            "optimizer": draw(st.sampled_from(["adamw", "adam", "sgd"])),
+            "optimizer": optimizer,
             "lr": draw(st.floats(0.0, max_lr, exclude_min=True)),
             "betas": draw(betas()),
             "eps": draw(floats(min_eps, 1.0)),
@@ -95,6 +105,7 @@ def recipes(
             "clip_norm": draw(st.none() | st.floats(0.0, 1e3, exclude_min=True)),
             "precision": draw(st.sampled_from(["fp32", "bf16", "fp16"])),
             "accumulate": draw(st.integers(1, 64)),
+            "switch": None if optimizer == "sgd" else draw(st.none() | switches(max_lr)),
             "provenance": draw(_provenance()),
         }
     )

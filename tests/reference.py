@@ -46,6 +46,7 @@ class Settings:
     """What one parameter is trained with."""
 
     lr: float
+    lr_mult: float
     weight_decay: float
     beta1: float
     beta2: float
@@ -54,10 +55,10 @@ class Settings:
 
 def settings_for(recipe: Recipe, name: str, kind: str) -> Settings:
     """The recipe's values, overridden by the first rule that takes the parameter."""
-    found = Settings(recipe.lr, recipe.weight_decay, *recipe.betas, recipe.eps)
+    found = Settings(recipe.lr, 1.0, recipe.weight_decay, *recipe.betas, recipe.eps)
     for rule in recipe.groups:
         if takes(rule, name, kind):
-            found.lr = recipe.lr * rule.lr_mult
+            found.lr, found.lr_mult = recipe.lr * rule.lr_mult, rule.lr_mult
             if rule.weight_decay is not None:
                 found.weight_decay = rule.weight_decay
             if rule.betas is not None:
@@ -86,17 +87,27 @@ class Twin:
         self.m = {name: torch.zeros_like(param) for name, param in self.params.items()}
         self.v = {name: torch.zeros_like(param) for name, param in self.params.items()}
         self.t = 0
+        self.adams = total_steps
+        """Updates that are Adam's, where the recipe is not SGD's from the start."""
+        if recipe.switch is not None:
+            self.adams = min(round(recipe.switch.at * total_steps), total_steps - 1)
+            self.adams = max(self.adams, 1)
 
     def step(self, losses: Sequence[Tensor]) -> None:
         """One update from the mean gradient of `losses`, one loss for each micro-batch, clipped as the recipe says."""
         gradients = self._mean_gradient(losses)
         eta = schedule_multiplier(self.recipe.schedule, self.t, self.total_steps)
+        if self.recipe.switch is not None and self.t == self.adams:  # SGD starts without any memory
+            self.m = {name: torch.zeros_like(param) for name, param in self.params.items()}
         self.t += 1
         with torch.no_grad():
             for name, param in self.params.items():
                 own = self.settings[name]
                 if self.recipe.optimizer == "sgd":
-                    self._sgd(name, param, gradients[name], own, eta)
+                    self._sgd(name, param, gradients[name], own, eta * own.lr, self.recipe.momentum)
+                elif self.recipe.switch is not None and self.t > self.adams:
+                    lr = eta * own.lr_mult * self.recipe.switch.lr
+                    self._sgd(name, param, gradients[name], own, lr, self.recipe.switch.momentum)
                 else:
                     self._adam(name, param, gradients[name], own, eta)
 
@@ -128,7 +139,7 @@ class Twin:
             change = change + own.weight_decay * param
         param -= eta * own.lr * change
 
-    def _sgd(self, name: str, param: Tensor, g: Tensor, own: Settings, eta: float) -> None:
+    def _sgd(self, name: str, param: Tensor, g: Tensor, own: Settings, lr: float, momentum: float) -> None:
         # torch's form of momentum: the buffer holds gradients, lr comes after.
-        self.m[name] = self.recipe.momentum * self.m[name] + g + own.weight_decay * param
-        param -= eta * own.lr * self.m[name]
+        self.m[name] = momentum * self.m[name] + g + own.weight_decay * param
+        param -= lr * self.m[name]

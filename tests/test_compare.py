@@ -138,6 +138,15 @@ def test_values_that_differ_are_told_in_as_many_digits_as_it_takes(say: Compare,
     assert say("a.yaml", "b.yaml")[1].splitlines()[-1].split() == ["lr", "0.001", "0.00100001"]
 
 
+def test_a_switch_is_told_in_words(say: Compare, tmp_path: Path) -> None:
+    write(tmp_path / "a.yaml", DEFAULT)
+    write(tmp_path / "b.yaml", DEFAULT.with_knob("switch", {"at": 0.8, "lr": 0.05}))
+    line = say("a.yaml", "b.yaml")[1].splitlines()[-1]
+    assert " ".join(line.split()) == "switch - to sgd, at 0.8, lr 0.05, momentum 0.9"
+    told = json.loads(say("a.yaml", "b.yaml", "--json")[1])["knobs"]
+    assert told == {"switch": {"a": None, "b": {"to": "sgd", "at": 0.8, "lr": 0.05, "momentum": 0.9}}}
+
+
 def test_what_is_wide_is_folded_and_brackets_are_told_as_they_are(say: Compare, tmp_path: Path) -> None:
     rule = GroupRule(name="no_decay", match=Match(params=tuple(f"[red]layers.{k}.*" for k in range(9))))
     write(tmp_path / "[red]x.yaml", DEFAULT.model_copy(update={"groups": (rule,)}))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from adamtune.errors import ExportError, RecipeError, RunDirError
 from adamtune.export import FORMATS, export_recipe, recipe_of, write_export
-from adamtune.recipe import GroupRule, Match, Recipe, Schedule, WarmupSteps
+from adamtune.recipe import GroupRule, Match, Recipe, Schedule, Switch, WarmupSteps
 from recipes import recipes
 
 NASTY = [
@@ -99,12 +99,16 @@ def trained(build: Any, total: int) -> tuple[list[dict[str, Any]], list[list[flo
     return [{"class": type(optimizer).__name__}, *groups], lrs, list(model.state_dict().values())
 
 
+HEAD = GroupRule(name="head", match=Match(params=("head.*",)), lr_mult=0.3, weight_decay=0.1)
+SWITCHED = Recipe(lr=1e-2, groups=(HEAD,), switch=Switch(at=0.3, lr=0.1, momentum=0.8))
 PATTERNS = ("head.*", "*.weight", "layers.[01].*", "own.gain")
 
 
 @settings(max_examples=30, deadline=None)
 @given(recipes(params=PATTERNS, max_lr=0.1, max_mult=3.0, min_eps=1e-8), st.sampled_from([1, 12, 15, 400]))
 @example(Recipe.default(), 15)
+@example(SWITCHED, 15)
+@example(SWITCHED, 1)
 def test_an_exported_module_trains_bit_for_bit_as_the_recipe(recipe: Recipe, total: int) -> None:
     module = imported(recipe)
     try:
@@ -174,7 +178,7 @@ def test_an_exported_module_uses_all_it_imports_and_all_it_defines(recipe: Recip
     tree = ast.parse(export_recipe(recipe, "python"))
     bound = {alias.asname or alias.name for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)
              for alias in node.names}  # fmt: skip
-    bound |= {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    bound |= {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     assert bound - used <= {"annotations", "build_optimizer"}
 
@@ -188,6 +192,26 @@ def test_an_exported_module_runs_where_adamtune_is_not_installed(tmp_path: Path)
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.stderr, done.stdout) == ("", "['no_decay', 'default'] 0.001\n")
+
+
+def test_a_hand_over_goes_with_the_module_alone(tmp_path: Path) -> None:
+    write_export(tmp_path / "optim_recipe.py", export_recipe(SWITCHED, "python"), force=False)
+    code = (
+        "import sys\nsys.modules['adamtune'] = None\nimport torch, optim_recipe\n"
+        "model = torch.nn.Sequential()\nmodel.head = torch.nn.Linear(2, 2)\n"
+        "optimizer, scheduler = optim_recipe.build_optimizer(model, total_steps=10)\n"
+        "for _ in range(4):\n"
+        "    optimizer.zero_grad()\n    model(torch.ones(1, 2)).sum().backward()\n"
+        "    optimizer.step()\n    scheduler.step()\n"
+        "    print(sorted(optimizer.state[model.head.weight]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.stderr, done.stdout.splitlines()) == (
+        "",
+        ["['exp_avg', 'exp_avg_sq', 'step']"] * 3 + ["['momentum_buffer']"],
+    )
+    for name in ("AdamThenSGD", "HandoverLR"):
+        assert name not in export_recipe(SWITCHED.with_knob("switch", None), "python")
 
 
 def statements(source: str) -> list[str]:

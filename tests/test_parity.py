@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from adamtune.errors import RecipeError
 from adamtune.groups import param_groups
 from adamtune.history import Outcome, Ramp, TrialRequest
-from adamtune.recipe import Recipe, Schedule, WarmupSteps
+from adamtune.recipe import Recipe, Schedule, Switch, WarmupSteps
 from adamtune.task import Task
 from adamtune.tasks import chars, digits
 from recipes import recipes
@@ -66,6 +66,11 @@ KNOBS: dict[str, Recipe] = {
     "groups": Recipe(lr=3e-3, weight_decay=0.3, groups=(NO_DECAY, HEAD)),
     "groups and clipping": Recipe(lr=3e-3, groups=(HEAD, NO_DECAY), clip_norm=0.0625),
     "step decay": Recipe(lr=3e-3, schedule=Schedule(kind="step", warmup=WarmupSteps(steps=3), gamma=0.2)),
+    "switch": Recipe(lr=3e-3, weight_decay=0.1, switch=Switch(at=0.5, lr=0.03)),
+    "switch, groups and clipping": Recipe(
+        optimizer="adam", lr=3e-3, groups=(HEAD, NO_DECAY), clip_norm=0.25, switch=Switch(at=0.2, lr=0.1, momentum=0.5)
+    ),
+    "switch, without momentum": Recipe(lr=3e-3, switch=Switch(at=0.9, lr=0.05, momentum=0.0)),
     "floor": Recipe(lr=3e-3, schedule=Schedule(kind="cosine", warmup=0.3, floor=0.4)),
 }
 RAMP = Ramp(start=1e-4, end=1e-2, steps=20)
@@ -396,6 +401,19 @@ def test_noise_of_the_losss_own_over_several_batches_a_step() -> None:
 
     asked = requests(horizon=12, accumulate=3)
     assert_same(stacked(task(loss=noisy), asked, (5, 12)), alone(task(loss=noisy), asked, (5, 12)))
+
+
+def test_members_hand_over_each_at_its_own_step() -> None:
+    """Also where a layer has a gradient at every third step only, so that momentum meets it late; a ramp never does."""
+    asked = [
+        TrialRequest(Recipe(lr=1e-2, groups=(HEAD,), switch=Switch(at=at, lr=lr)), seed, 12, probe=True)
+        for at, lr in ((0.1, 0.02), (0.3, 0.05), (0.3, 0.1), (0.6, 0.05), (0.99, 0.05))
+        for seed in (0, 1)
+    ]
+    asked += [replace(asked[0], recipe=PLAIN), replace(asked[0], ramp=RAMP)]
+    expected = alone(task(Unused), asked, (5, 8, 12))
+    assert len({tuple(numbers(result)) for result in expected}) == len(asked)
+    assert_same(stacked(task(Unused), asked, (5, 8, 12), width=7), expected)
 
 
 def test_metrics_that_a_stack_cannot_measure_at_once() -> None:

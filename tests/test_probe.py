@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from adamtune.probe import SAMPLE, AdamProbe
-from adamtune.recipe import GroupRule, Match, Recipe
+from adamtune.recipe import GroupRule, Match, Recipe, Switch
 from adamtune.task import Task
 from adamtune.trial import Outcome, Trial, TrialRequest, TrialResult
 
@@ -273,6 +273,15 @@ def test_a_probed_trial_records_at_each_rung_and_trains_the_same() -> None:
 
 def test_a_probed_trial_of_sgd_records_gradient_norms() -> None:
     assert [list(rung.probe) for rung in run(True, Recipe(optimizer="sgd")).rungs] == [["default/grad_norm"]] * 3
+
+
+def test_a_trial_that_hands_over_records_adams_state_up_to_there() -> None:
+    recipe = Recipe(lr=0.02, switch=Switch(at=0.75, lr=0.1))  # the second rung is Adam's last update
+    before, at, after = (rung.probe for rung in run(True, recipe).rungs)
+    adams = [rung.probe for rung in run(True).rungs]
+    assert (before, at) == (adams[0], adams[1])
+    assert list(after) == ["default/grad_norm"]
+    assert after != adams[2]
 
 
 def test_a_trial_that_diverged_has_no_record_of_its_last_rung() -> None:

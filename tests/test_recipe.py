@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 import adamtune
 from adamtune.errors import ExitCode, RecipeError
-from adamtune.recipe import GroupRule, Match, Recipe, Schedule, WarmupSteps, load_recipe
+from adamtune.recipe import GroupRule, Match, Recipe, Schedule, Switch, WarmupSteps, load_recipe
 from recipes import recipes
 
 
@@ -29,6 +29,7 @@ GROUPED = Recipe(
         GroupRule(name="head", match=Match(params=("head.*",)), lr_mult=3.0, betas=(0.8, 0.99)),
     ),
     schedule=Schedule(warmup=WarmupSteps(steps=50)),
+    switch=Switch(at=0.8, lr=0.05),
 )
 
 
@@ -84,7 +85,9 @@ def test_the_default_is_torchs_adamw_under_warmed_up_cosine_without_decay_on_bia
     assert rule == GroupRule(name="no_decay", match=Match(kind=("bias", "norm")), weight_decay=0.0)
 
 
-@pytest.mark.parametrize("thing", [GROUPED, GROUPED.schedule, GROUPED.schedule.warmup, GROUPED.groups[0].match])
+@pytest.mark.parametrize(
+    "thing", [GROUPED, GROUPED.schedule, GROUPED.schedule.warmup, GROUPED.groups[0].match, GROUPED.switch]
+)
 def test_a_recipe_is_frozen_all_the_way_down(thing: Any) -> None:
     for field in type(thing).model_fields:
         with pytest.raises(ValidationError, match="frozen"):
@@ -118,7 +121,16 @@ GROUP = "groups: [{name: g, match: {kind: [bias]}, "
         ("accumulate: 0", "$.accumulate", "at least 1"),
         ("accumulate: 1.5", "$.accumulate", "a whole number"),
         ("clip_norm: 0", "$.clip_norm", "above 0"),
-        ("switch: {to: sgd, at: 0.8}", "$.switch", "switch: null"),
+        ("switch: sgd", "$.switch", "a mapping"),
+        ("switch: {to: sgd, at: 0.8}", "$.switch.lr", "required"),
+        ("switch: {to: sgd, lr: 0.1}", "$.switch.at", "required"),
+        ("switch: {to: lion, at: 0.8, lr: 0.1}", "$.switch.to", "'sgd'"),
+        ("switch: {at: 0, lr: 0.1}", "$.switch.at", "above 0"),
+        ("switch: {at: 1, lr: 0.1}", "$.switch.at", "below 1"),
+        ("switch: {at: 0.5, lr: 0}", "$.switch.lr", "above 0"),
+        ("switch: {at: 0.5, lr: 0.1, momentum: 1}", "$.switch.momentum", "below 1"),
+        ("switch: {at: 0.5, lr: 0.1, momentun: 0}", "$.switch.momentun", "did you mean 'momentum'?"),
+        ("optimizer: sgd\nswitch: {at: 0.5, lr: 0.1}", "$.switch", "optimizer must be adamw or adam, not sgd"),
         ("learning_rate: 1", "$.learning_rate", "unknown key"),
         ("weight_decy: 1", "$.weight_decy", "did you mean 'weight_decay'?"),
         ("schedule: cosine", "$.schedule", "a mapping"),
@@ -177,7 +189,16 @@ def test_the_file_a_recipe_was_read_from_is_named(tmp_path: Path) -> None:
     assert str(caught.value).startswith(f"{path}: $.lr: ")
 
 
-FIELDS = [*Recipe.model_fields, *Schedule.model_fields, *GroupRule.model_fields, "params", "steps", "lrr", "bias"]
+FIELDS = [
+    *Recipe.model_fields,
+    *Schedule.model_fields,
+    *Switch.model_fields,
+    *GroupRule.model_fields,
+    "params",
+    "steps",
+    "lrr",
+    "bias",
+]
 
 
 @settings(max_examples=200, deadline=None)
@@ -220,6 +241,7 @@ def test_any_mapping_is_a_recipe_or_a_recipe_error(data: dict[str, object]) -> N
         ("clip_norm", None),
         ("precision", "fp32"),
         ("accumulate", 1),
+        ("switch", {"to": "sgd", "at": 0.8, "lr": 0.05, "momentum": 0.9}),
         ("groups.no_decay.weight_decay", 0.0),
         ("groups.no_decay.lr_mult", 1.0),
         ("groups.head.lr_mult", 3.0),
@@ -237,6 +259,10 @@ def test_each_knob_reads_the_field_it_names(knob: str, value: object) -> None:
 def test_turning_one_knob_changes_that_knob_alone(recipe: Recipe, other: Recipe, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(recipe.knobs().keys() & other.knobs().keys())))
     before, value = recipe.knob(name), other.knob(name)
+    if (name == "switch" and value and recipe.optimizer == "sgd") or (value == "sgd" and recipe.switch):
+        with pytest.raises(RecipeError, match="adamw or adam"):
+            recipe.with_knob(name, value)
+        return
     turned = recipe.with_knob(name, value)
     assert turned.knob(name) == value
     assert recipe.diff(turned) == ({} if before == value else {name: (before, value)})
@@ -248,8 +274,8 @@ def test_turning_one_knob_changes_that_knob_alone(recipe: Recipe, other: Recipe,
 @given(recipes(), recipes())
 def test_turning_every_knob_that_differs_makes_one_recipe_the_other(one: Recipe, other: Recipe) -> None:
     other = other.model_copy(update={"groups": one.groups, "provenance": one.provenance})
-    turned = one
-    for name, (_, there) in one.diff(other).items():
+    turned = one.with_knob("switch", None)  # which does not go with every optimizer on the way
+    for name, (_, there) in turned.diff(other).items():
         turned = turned.with_knob(name, there)
     assert turned == other
 
@@ -273,6 +299,8 @@ def test_a_groups_knob_is_turned_in_that_group_alone(knob: str, value: Any) -> N
         ("warmup", 1.5, "$.schedule.warmup"),
         ("schedule", "cosin", "$.schedule.kind"),
         ("groups.head.lr_mult", -1.0, "$.groups[1].lr_mult"),
+        ("switch", {"at": 1.5, "lr": 0.1}, "$.switch.at"),
+        ("optimizer", "sgd", "$.switch"),
     ],
 )
 def test_a_knob_cannot_be_turned_out_of_range(knob: str, value: Any, path: str) -> None:
@@ -307,11 +335,29 @@ def test_diff_shows_both_sides_and_none_where_a_group_is_missing() -> None:
     assert GROUPED.diff(GROUPED) == {}
 
 
+def test_a_switch_is_turned_as_a_whole_and_written_in_one_line() -> None:
+    switched = Recipe().with_knob("switch", {"at": 0.5, "lr": 0.1})
+    assert switched.switch == Switch(to="sgd", at=0.5, lr=0.1, momentum=0.9)
+    assert switched.with_knob("switch", {**switched.knob("switch"), "at": 0.9}).switch == Switch(at=0.9, lr=0.1)
+    assert Recipe().diff(switched) == {"switch": (None, {"to": "sgd", "at": 0.5, "lr": 0.1, "momentum": 0.9})}
+    assert "\nswitch: {to: sgd, at: 0.5, lr: 0.1, momentum: 0.9}\n" in switched.to_yaml()
+    assert switched.with_knob("switch", None) == Recipe()
+
+
+def test_what_follows_a_switch_is_sgd_with_the_same_groups_and_schedule() -> None:
+    after = GROUPED.after_switch
+    assert after is not None
+    changed = {"optimizer": ("adamw", "sgd"), "lr": (1e-3, 0.05), "switch": (GROUPED.knob("switch"), None)}
+    assert GROUPED.diff(after) == changed
+    assert (after.after_switch, after.groups, after.schedule) == (None, GROUPED.groups, GROUPED.schedule)
+
+
 def test_recipes_that_train_alike_share_a_key_whatever_their_provenance() -> None:
     told = GROUPED.model_copy(update={"provenance": {"run": "a"}})
     assert told.training_key() == GROUPED.training_key()
-    keys = {GROUPED.with_knob(name, value).training_key() for name, value in [("lr", 0.1), ("accumulate", 2)]}
-    assert len(keys | {GROUPED.training_key()}) == 3
+    turns = [("lr", 0.1), ("accumulate", 2), ("switch", None), ("switch", {"at": 0.8, "lr": 0.06})]
+    keys = {GROUPED.with_knob(name, value).training_key() for name, value in turns}
+    assert len(keys | {GROUPED.training_key()}) == 5
 
 
 def test_a_group_without_overrides_is_written_in_one_short_line() -> None:

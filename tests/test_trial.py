@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from adamtune.engines import Engine, make_engine
 from adamtune.engines.sequential import SequentialEngine
 from adamtune.errors import TaskError
-from adamtune.recipe import GroupRule, Match, Recipe, Schedule, WarmupSteps
+from adamtune.recipe import GroupRule, Match, Recipe, Schedule, Switch, WarmupSteps
 from adamtune.task import Task
 from adamtune.trial import Outcome, Ramp, RungReport, Trial, TrialRequest, TrialResult
 
@@ -229,6 +229,7 @@ RECIPES = {
     "clipped": Recipe(lr=1e-2, clip_norm=0.2, betas=(0.5, 0.9)),
     "both": Recipe(optimizer="sgd", lr=0.1, accumulate=2, clip_norm=0.5, groups=(HEAD,)),
     "step decay": Recipe(optimizer="adam", lr=1e-2, schedule=Schedule(kind="step", warmup=WarmupSteps(steps=9))),
+    "switch": Recipe(lr=1e-2, accumulate=2, clip_norm=0.5, groups=(HEAD,), switch=Switch(at=0.3, lr=0.05)),
 }
 
 
@@ -314,6 +315,14 @@ def test_a_ramp_replaces_lr_and_schedule_and_every_group_keeps_its_ratio() -> No
     assert [head / body for body, head in applied] == pytest.approx([3.0] * 30, rel=1e-9)
 
 
+def test_a_ramp_replaces_the_switch_too() -> None:
+    recipe, ramp = RECIPES["switch"], Ramp(start=1e-4, end=1e-2, steps=30)
+    never = recipe.with_knob("switch", None)
+    assert train(EXACT, recipe, 30, ramp=ramp).train_losses == train(EXACT, never, 30, ramp=ramp).train_losses
+    assert train(EXACT, recipe, 30).train_losses[:10] == train(EXACT, never, 30).train_losses[:10]
+    assert train(EXACT, recipe, 30).train_losses[10:] != train(EXACT, never, 30).train_losses[10:]
+
+
 # --- precision
 
 
@@ -376,6 +385,16 @@ def test_a_step_fp16_skips_is_nan_in_the_losses_leaves_the_weights_and_is_no_div
     assert skipped == list(range(4, 43, 5))
     unmoved = [at for at, (before, after) in enumerate(itertools.pairwise(weights)) if before == after]
     assert unmoved == [at for at in skipped if at < 42]
+
+
+@pytest.mark.parametrize("skips", [False, True])
+def test_a_switch_comes_after_so_many_updates_whatever_fp16_skips(skips: bool) -> None:
+    task, weights = overflowing(5 if skips else 10**9)
+    switched = Recipe(lr=1e-2, precision="fp16", schedule=FLAT, switch=Switch(at=0.25, lr=1e-30))
+    assert train(task, switched, 40).outcome is Outcome.COMPLETED
+    moved = [at for at, (before, after) in enumerate(itertools.pairwise(weights)) if before != after]
+    assert len(moved) == 10  # Adam's; SGD moves nothing here
+    assert moved[-1] == (11 if skips else 9)
 
 
 def test_the_same_infinite_loss_in_fp32_is_a_divergence() -> None:

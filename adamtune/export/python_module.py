@@ -6,7 +6,7 @@ import inspect
 import pprint
 from typing import Any
 
-from adamtune import groups
+from adamtune import groups, handover
 from adamtune.recipe import GroupRule, Recipe, Schedule, WarmupSteps
 
 _CLASSES = {"adamw": "AdamW", "adam": "Adam", "sgd": "SGD"}
@@ -22,6 +22,8 @@ def python_module(recipe: Recipe) -> str:
         _build(recipe),
         _multiplier(recipe.schedule),
     ]
+    if recipe.switch:
+        parts += [_source(handover.AdamThenSGD), _source(handover.HandoverLR)]
     if recipe.groups:
         parts.append(_matching(by_kind))
     if by_kind:
@@ -47,6 +49,9 @@ def _header(recipe: Recipe) -> str:
     clip = "\n        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)" if recipe.clip_norm else ""
     if clip and recipe.precision == "fp16":
         clip += "  # after scaler.unscale_(optimizer)"
+    switch = (
+        f" After {recipe.switch.at:g} of them the optimizer goes over to SGD by itself.\n" if recipe.switch else " "
+    )
     return f'''"""Optimizer recipe, written by adamtune. Needs torch only.{measured}
 
     optimizer, scheduler = build_optimizer(model, total_steps)
@@ -56,7 +61,7 @@ def _header(recipe: Recipe) -> str:
         scheduler.step()
         optimizer.zero_grad()
 
-total_steps counts optimizer steps. Weight decay follows torch: each step shrinks a weight by lr * weight_decay.
+total_steps counts optimizer steps.{switch}Weight decay follows torch: each step shrinks a weight by lr * weight_decay.
 """'''
 
 
@@ -69,12 +74,15 @@ def _imports(recipe: Recipe, by_kind: bool) -> str:
     lines = ["from __future__ import annotations", ""]
     if by_kind:
         lines.append("import copy")
-    if recipe.schedule.kind == "cosine":
+    if recipe.schedule.kind == "cosine" or recipe.switch:
         lines.append("import math")
-    if by_kind:
-        lines.append("from collections.abc import Iterator")
+    abstract = ["Callable"] * bool(recipe.switch) + ["Iterator"] * by_kind
+    if abstract:
+        lines.append(f"from collections.abc import {', '.join(abstract)}")
     if recipe.groups:
         lines.append("from fnmatch import fnmatchcase")
+    if recipe.switch:
+        lines.append("from typing import Any")
     lines += ["", "import torch", "from torch import Tensor, nn" if by_kind else "from torch import nn"]
     if by_kind:
         lines.append("from torch.nn.modules.batchnorm import _NormBase")
@@ -114,6 +122,8 @@ def _settings(recipe: Recipe, rule: GroupRule | None) -> dict[str, Any]:
     }
     if recipe.optimizer == "sgd":
         return shared | {"momentum": recipe.momentum}
+    if recipe.after_switch:
+        shared["sgd_lr"] = _settings(recipe.after_switch, rule)["lr"]
     betas = (rule.betas if rule else None) or recipe.betas
     return shared | {"betas": betas, "eps": recipe.eps if own_eps is None else own_eps}
 
@@ -126,14 +136,21 @@ def _build(recipe: Recipe) -> str:
     else:
         grouped = """    named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
     groups = [{"name": "default", "params": named, **DEFAULT}]"""
+    made = f"""    optimizer = {optimizer}(groups, lr=DEFAULT["lr"])
+    return optimizer, LambdaLR(optimizer, lambda step: lr_multiplier(step, total_steps))"""
+    if recipe.switch:
+        first = f"max(1, min(round({recipe.switch.at!r} * total_steps), total_steps - 1))"
+        momentum = repr(recipe.switch.momentum)
+        made = f"""    switch_at = {first}  # SGD's first update
+    optimizer = AdamThenSGD(groups, {optimizer}, switch_at, DEFAULT["lr"], DEFAULT["sgd_lr"], momentum={momentum})
+    return optimizer, HandoverLR(optimizer, lambda step: lr_multiplier(step, total_steps))"""
     return f'''DEFAULT = {settings!r}
 
 
 def build_optimizer(model: nn.Module, total_steps: int) -> tuple[torch.optim.Optimizer, LambdaLR]:
     """Optimizer and scheduler for a run of total_steps optimizer steps; call scheduler.step() after every step."""
 {grouped}
-    optimizer = {optimizer}(groups, lr=DEFAULT["lr"])
-    return optimizer, LambdaLR(optimizer, lambda step: lr_multiplier(step, total_steps))'''
+{made}'''
 
 
 def _multiplier(schedule: Schedule) -> str:
@@ -197,7 +214,7 @@ def takes(rule: dict, name: str, kind: str | None) -> bool:
 
 
 def _source(part: Any) -> str:
-    """The very code adamtune classifies parameters with, under names that read well alone."""
+    """The very code adamtune classifies parameters and hands over with, under names that read well alone."""
     text = inspect.getsource(part)
     for ours, theirs in (
         ("_acts_as_norm", "acts_as_norm"),

@@ -56,6 +56,13 @@ class _Run:
     recipe: Recipe
     groups: list[tuple[list[int], ParamGroup, Callable[[int], float]]]
     """Places of the group's parameters, its settings, and its lr's multiplier by step."""
+    until: int | None = None
+    """The step from which `then`, of the same rows, is in its place: its recipe has a switch."""
+    then: _Run | None = None
+
+    def at(self, step: int) -> _Run:
+        """What updates these rows at `step`."""
+        return self.then if self.then is not None and self.until is not None and step >= self.until else self
 
 
 class Stack:
@@ -171,7 +178,7 @@ class Stack:
             own = nn.Parameter(param.detach()[row])
             own.grad = None if param.grad is None else param.grad[row]
             params.append(own)
-        run = next(run for run in self._runs if row in run.rows)
+        run = next(run for run in self._runs if row in run.rows).at(step)
         groups = [
             dataclasses.replace(group, params=tuple(params[place] for place in places), lr=group.lr * move(step))
             for places, group, move in run.groups
@@ -223,20 +230,27 @@ class Stack:
 
     def _find_runs(self) -> list[_Run]:
         runs: list[_Run] = []
-        places = {name.removeprefix(PREFIX): place for place, name in enumerate(self._names)}
         start = 0
         for end in range(1, self.width + 1):
             request = self.members[start].request
             if end < self.width and _same_update(self.members[end].request, request):
                 continue
-            groups = param_groups(request.recipe, self._call.model)
-            found = [
-                ([places[name] for name in group.names], group, move)
-                for group, move in zip(groups, moves(groups, request.multiplier, request.ramped), strict=True)
-            ]
-            runs.append(_Run(range(start, end), request.recipe, found))
+            run = self._run(range(start, end), request, request.recipe)
+            if request.switch_at is not None and request.recipe.after_switch is not None:
+                then = self._run(run.rows, request, request.recipe.after_switch)
+                run = dataclasses.replace(run, until=request.switch_at, then=then)
+            runs.append(run)
             start = end
         return runs
+
+    def _run(self, rows: range, request: TrialRequest, recipe: Recipe) -> _Run:
+        places = {name.removeprefix(PREFIX): place for place, name in enumerate(self._names)}
+        groups = param_groups(recipe, self._call.model)
+        curves = moves(groups, request.multiplier, request.ramped)
+        found = [
+            ([places[name] for name in group.names], group, move) for group, move in zip(groups, curves, strict=True)
+        ]
+        return _Run(rows, recipe, found)
 
     def backward(self, drawn: Mapping[int, Drawn], step: int) -> Tensor:
         """Losses and gradients of a step, without the update."""
@@ -334,6 +348,9 @@ class Stack:
             return
         torch._foreach_add_([state.steps[place] for place in gradients], 1)
         for run in self._runs:
+            if step == run.until:
+                torch._foreach_zero_([row for rows in self._views[1] for row in rows[run.rows.start : run.rows.stop]])
+            run = run.at(step)
             for places, group, move in run.groups:
                 # Row by row, so that an element's arithmetic does not depend on the rows beside it: a kernel treats the
                 # last few elements of a tensor apart.

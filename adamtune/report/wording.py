@@ -8,7 +8,9 @@ from typing import Any
 
 
 def number(value: object) -> str:
-    """A value as people read it: numbers with four digits."""
+    """A value as people read it: numbers with four digits, and a knob of several keys as `at 0.8, lr 0.05`."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {number(item)}" for key, item in value.items())
     if isinstance(value, float):
         return f"{value:.4g}" if math.isfinite(value) else "-"
     return "-" if value is None else str(value)
