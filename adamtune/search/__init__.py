@@ -1,0 +1,7 @@
+"""What to try next: ask and tell over knobs, what is believed before anything is tried, and what former runs teach."""
+
+from adamtune.search.studies import Asked as Asked
+from adamtune.search.studies import KnobStudy as KnobStudy
+from adamtune.search.studies import RungPruner as RungPruner
+from adamtune.search.studies import open_storage as open_storage
+from adamtune.search.studies import refuse_known_run as refuse_known_run
