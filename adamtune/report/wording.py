@@ -8,7 +8,9 @@ from typing import Any
 
 
 def number(value: object) -> str:
-    """A value as people read it: numbers with four digits."""
+    """A value as people read it: numbers with four digits, a warmup in steps as such."""
+    if isinstance(value, Mapping) and set(value) == {"steps"}:
+        return f"{value['steps']} steps"
     if isinstance(value, float):
         return f"{value:.4g}" if math.isfinite(value) else "-"
     return "-" if value is None else str(value)
