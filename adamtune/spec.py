@@ -119,7 +119,7 @@ def _searchable(knob: Knob) -> Callable[[Bounds | None], Bounds | None]:
             narrowed = knob.narrowed(bounds.low, bounds.high)
             problems = _outside(narrowed)
             if narrowed.low > narrowed.high:
-                problems.insert(0, f"low ({narrowed.low:g}) > high ({narrowed.high:g})")
+                problems.insert(0, f"low ({narrowed.low:g}) >= high ({narrowed.high:g})")
             elif narrowed.low == narrowed.high:
                 what = f"low and high are both {narrowed.low:g}, which leaves nothing to search; to fix {knob.name}, "
                 problems.insert(0, f"{what}write it into base and list the stages without it")

@@ -42,7 +42,7 @@ def make_result() -> dict[str, Any]:
     curve = {"lrs": LRS, "losses": FALL, "low": [x - 0.1 for x in FALL], "high": [x + 0.1 for x in FALL]}
     rules = {"steepest": 3e-3, "valley": 2e-3, "minimum/10": 1e-3}
     coarse = {"horizon": 60, "lrs": [0.001, 0.01, 0.1], "scores": [0.4, 0.2, None]}
-    values = {"values": [0.9, 0.99], "scores": [0.375, None], "incumbent_score": 0.3125}
+    values = {"candidates": ["0.9", "0.99"], "scores": [0.375, None], "incumbent_score": 0.3125}
     return {
         "version": 1,
         "task": {"ref": "my_task.py:task", "args": {}},
