@@ -67,7 +67,7 @@ def test_a_knob_that_moves_the_best_lr_is_taken_at_its_own_lr() -> None:
     assert answer.recipe.lr == pytest.approx(8e-3, rel=0.05)
     assert f"at lr {answer.recipe.lr:g}" in answer.reason
     for each in answer.details["recentred"]:
-        assert each["lrs"] == pytest.approx([1e-2 / 10**0.25, 1e-2, 1e-2 * 10**0.25])
+        assert each["lrs"] == [5.623e-3, 1e-2, 1.778e-2]
         assert each["lr"] == pytest.approx(8e-3, rel=0.05)
     assert {each["candidate"] for each in answer.details["recentred"]} == {"0.95", "0.98"}
 
@@ -95,7 +95,7 @@ def test_what_lr_does_alone_is_not_put_down_to_the_knob() -> None:
     assert answer.verdict is Verdict.CHANGED
     assert answer.recipe == BASE.with_knob("lr", answer.recipe.lr)
     assert answer.recipe.lr == pytest.approx(1.2e-2, rel=0.05)
-    assert "brings nothing by evidence that lr" in answer.reason
+    assert "brings nothing by evidence that this lr does not bring alone; lr alone: better" in answer.reason
     assert answer.evidence is not None
     assert answer.evidence.verdict is Verdict.CHANGED
 
@@ -237,7 +237,7 @@ def test_warmups_are_distinct_and_tried_at_two_learning_rates(horizon: int) -> N
     steps = {100: {0, 1, 2, 10}, 4000: {0, 40, 80, 400, 500}, 20_000: {0, 200, 400, 2000, 500}}[horizon]
     first = [trial for trial in tried if "," not in trial.user_attrs["candidate"]]
     assert {round(trial.params["warmup"] * horizon) for trial in first} == steps
-    assert {round(trial.params["lr"], 6) for trial in first} == {1e-2, round(1e-2 * 10**0.25, 6)}
+    assert {round(trial.params["lr"], 6) for trial in first} == {1e-2, 1.778e-2}
     assert len(first) == 2 * len(lab.context.seeds.search) * len(steps)
 
 
@@ -329,6 +329,7 @@ def test_lr_times_weight_decay_is_what_is_searched_and_what_another_lr_keeps() -
     answer = ask(lab, "weight_decay")
     assert answer.recipe.lr == pytest.approx(1.25e-2, rel=0.1)
     assert answer.recipe.lr * answer.recipe.weight_decay == pytest.approx(0.01, rel=0.02)
+    assert answer.reason.startswith(f"weight_decay {answer.recipe.weight_decay:g} at lr {answer.recipe.lr:g}: better")
     trials = trials_in(lab, "weight_decay/candidates")
     off = [trial for trial in trials if trial.params["weight_decay"] == "off"]
     assert len(off) == len(lab.context.seeds.search)
@@ -343,6 +344,14 @@ def test_a_spec_that_bounds_decay_from_below_is_not_asked_about_none() -> None:
     lab = bench(with_noise(lambda recipe: 0.0), horizon=100, space={"weight_decay": {"low": 0.01, "high": 2.0}})
     assert [float(x) for x in ask(lab, "weight_decay").details["candidates"]] == pytest.approx([0.1, 0.3, 1])
     assert "0" in ask(bench(with_noise(lambda recipe: 0.0)), "weight_decay").details["candidates"]
+
+
+def test_weight_decay_stays_inside_the_range_of_the_spec_at_every_lr() -> None:
+    lab = bench(
+        with_noise(lambda r: bowl(r.lr, 8e-3) - r.weight_decay), horizon=100, space={"weight_decay": {"high": 1.0}}
+    )
+    assert ask(lab, "weight_decay").after == 1.0
+    assert max(request.recipe.weight_decay for request in lab.engine.opened) == 1.0
 
 
 def test_warmup_buys_a_higher_lr() -> None:

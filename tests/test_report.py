@@ -297,6 +297,26 @@ def test_values_are_drawn_beside_the_incumbents_score(page_of: Callable[[], str]
     assert "pruned or diverged: 0.99." in text_of(page)
 
 
+def test_a_stage_tells_where_lr_was_re_centred_and_what_its_candidates_come_from(
+    page_of: Callable[[], str], result: dict[str, Any]
+) -> None:
+    assert "best lr" not in text_of(page_of())
+    result["objective"] = {"name": "accuracy", "direction": "maximize"}
+    result["stages"][2] |= {"stage": "warmup", "before": 0.05, "after": {"steps": 500}}
+    result["stages"][2]["details"] |= {
+        "recentred": [{"candidate": "0.9", "lrs": [0.005, 0.01, 0.02], "scores": [-0.5, -0.75, None], "lr": 0.0123}],
+        "gradient_rms": 0.00125,
+        "gradient_norm": {"p50": 0.4, "p90": 1.5, "records": 64},
+        "seconds_a_step": {"fp32": 0.002, "bf16": 0.004, "fp16": None},
+    }
+    text = text_of(page_of())
+    assert "0.05 before, 500 steps after." in text
+    assert re.search(r"0\.9\s+0\.5 at 0\.005, 0\.75 at 0\.01, - at 0\.02\s+0\.0123", text)
+    assert "RMS of a typical weight's gradient, by the probe: 0.00125." in text
+    assert "by 64 records of the probe: median 0.4, 90th percentile 1.5." in text
+    assert "Milliseconds a step, trained alone: fp32 2, bf16 4." in text
+
+
 def test_no_score_at_all(page_of: Callable[[], str], result: dict[str, Any]) -> None:
     result["stages"][2]["details"] |= {"scores": [None, None], "incumbent_score": None}
     result["stages"][1]["details"]["responses"][0]["scores"] = [None, None, None]

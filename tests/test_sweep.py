@@ -229,6 +229,15 @@ def test_a_default_that_diverges_is_told_and_left(tmp_path: Path) -> None:
     assert "the incumbent diverged on 5 of 5 seeds" in run.json["stages"][0]["reason"]
 
 
+def test_weight_decay_is_changed_where_a_model_overfits(tmp_path: Path) -> None:
+    base = Recipe.default().with_knob("lr", 0.03)
+    run = Run(tmp_path / "run", spec("overfitting", stages=["weight_decay"], horizon=100, base=base))
+    (decay,) = run.json["stages"]
+    assert decay["verdict"] == "changed"
+    assert decay["after"] > 5 * decay["before"]
+    assert run.json["difference"]["ci95"][1] < 0
+
+
 def test_when_the_time_is_spent_the_default_stays_and_is_still_measured(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", spec(budget=Budget(time=1e-6)))
     assert [stage["verdict"] for stage in run.json["stages"]] == ["unasked"] * 2

@@ -120,19 +120,19 @@ class _Choice:
         recipe = candidate.recipe if lr == candidate.recipe.lr else self.ask.at_lr(candidate.recipe, lr)
         moved = recipe.lr != incumbent.lr
         evidence = context.confirm(stage, incumbent, recipe)
-        told = f"{stage} {candidate.label}{f' at lr {recipe.lr:g}' if moved else ''}: {evidence.reason}"
+        value = self.ask.answer_of(recipe)
+        told = f"{stage} {candidate.label if value == self.ask.answer_of(candidate.recipe) else f'{value:g}'}"
+        told += f" at lr {recipe.lr:.3g}" if moved else ""
         if evidence.verdict is not Verdict.CHANGED:
-            return self._answer(evidence.verdict, told, incumbent, evidence=evidence)
+            return self._answer(evidence.verdict, f"{told}: {evidence.reason}", incumbent, evidence=evidence)
         if moved:
             lr_alone = self.ask.at_lr(incumbent, recipe.lr)
             if context.confirm(stage, lr_alone, recipe).verdict is not Verdict.CHANGED:
                 alone = context.confirm(stage, incumbent, lr_alone)  # trained on these seeds by now
-                told = (
-                    f"{stage} {candidate.label} brings nothing by evidence that lr {recipe.lr:g} does not bring alone"
-                )
+                told += f" brings nothing by evidence that this lr does not bring alone; lr alone: {alone.reason}"
                 left = lr_alone if alone.verdict is Verdict.CHANGED else incumbent
-                return self._answer(alone.verdict, f"{told}; lr alone: {alone.reason}", left, evidence=alone)
-        return self._answer(Verdict.CHANGED, told, recipe, evidence=evidence)
+                return self._answer(alone.verdict, told, left, evidence=alone)
+        return self._answer(Verdict.CHANGED, f"{told}: {evidence.reason}", recipe, evidence=evidence)
 
     def _answer(self, verdict: Verdict, reason: str, recipe: Recipe, **more: Any) -> StageAnswer:
         before, after = self.ask.answer_of(self.incumbent), self.ask.answer_of(recipe)
@@ -195,7 +195,7 @@ class _Choice:
         ladders: dict[int, list[Candidate]] = {}
         for place in contenders:
             own = self.candidates[place]
-            lrs = {own.recipe.lr * factor for factor in (1 / ASIDE, ASIDE)}
+            lrs = {float(f"{own.recipe.lr * factor:.4g}") for factor in (1 / ASIDE, ASIDE)}
             moved = [
                 Candidate(f"{own.label}, lr {lr:.3g}", self.ask.at_lr(own.recipe, lr), own.parameters)
                 for lr in sorted(lrs)

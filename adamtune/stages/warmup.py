@@ -46,7 +46,7 @@ def _candidates(spec: Spec, incumbent: Recipe) -> list[Candidate]:
         told = {NAME: warmup.steps / spec.horizon if isinstance(warmup, WarmupSteps) else warmup}
         label = f"{warmup.steps} steps" if isinstance(warmup, WarmupSteps) else f"{warmup:g}"
         candidates.append(Candidate(label, warmed, told))
-        higher = incumbent.lr * ASIDE
+        higher = float(f"{incumbent.lr * ASIDE:.4g}")
         if higher <= limits.high:
             candidates.append(Candidate(f"{label} at lr x{ASIDE:.3g}", warmed.with_knob("lr", higher), told))
     return candidates

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from adamtune.groups import ParamGroup
 from adamtune.knobs import Choice, Knob, Scale, Value
@@ -28,10 +29,10 @@ _ON = Choice(NAME, ("off", "on"))
 """Optuna's log scale has no zero: a decay of nothing is its own branch of the space."""
 
 
-def keeping_product(recipe: Recipe, lr: float) -> Recipe:
-    """The recipe at another lr that shrinks its weights as fast."""
+def keeping_product(limits: Knob, recipe: Recipe, lr: float) -> Recipe:
+    """The recipe at another lr that shrinks its weights as fast, as far as weight_decay may go."""
     decay = float(f"{recipe.weight_decay * recipe.lr / lr:.3g}")
-    return recipe.with_knob("lr", lr).with_knob(NAME, decay)
+    return recipe.with_knob("lr", lr).with_knob(NAME, limits.clip(decay) if decay else decay)
 
 
 def _candidates(spec: Spec, incumbent: Recipe) -> list[Candidate]:
@@ -62,6 +63,6 @@ def cost(spec: Spec) -> int:
 
 def run(context: StageContext, incumbent: Recipe) -> StageAnswer:
     """Searched as lr * weight_decay, which a contender keeps at other lrs; see `adamtune.stages.choose`."""
-    at_lr = with_lr if incumbent.optimizer == "adam" else keeping_product
+    at_lr = with_lr if incumbent.optimizer == "adam" else partial(keeping_product, context.spec.knob(NAME))
     ask = Question(NAME, QUESTION, [_ON, PRODUCT], at_lr=at_lr)
     return choose(context, ask, incumbent, _candidates(context.spec, incumbent))
