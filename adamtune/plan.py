@@ -16,9 +16,10 @@ from adamtune.stages import REGISTRY
 from adamtune.stages.context import BudgetSpent, StageAnswer, StageContext, TrialRecord
 from adamtune.trial import TrialResult
 
-_FULL_TRIALS_FOR: dict[StageName, int] = {"lr_range": 0, "lr": 0, "eps": 25, "beta2": 40, "warmup": 40}
-"""How many full trials must be affordable before `auto` asks a stage: lr alone under ten, eps from 25, beta2 with many
-more (Google's tuning playbook)."""
+_FULL_TRIALS_FOR: dict[StageName, int] = {"lr_range": 0, "lr": 0, "beta1": 10, "eps": 25}
+_FULL_TRIALS_FOR_THE_REST = 40
+"""How many full trials must be affordable before `auto` asks a stage: lr alone under ten, beta1 from ten, eps from 25,
+beta2 and all else with many more (Google's tuning playbook)."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,10 @@ def budget_steps(spec: Spec) -> float:
     return min(bounds)
 
 
-def make_plan(spec: Spec) -> Plan:
+def make_plan(spec: Spec, groups: Sequence[ParamGroup] = ()) -> Plan:
     """The stages the spec lists, or as many as its budget can pay in full, lr first.
+
+    `groups` are the model's by the base recipe. `auto` leaves out what cannot matter to them.
 
     Raises `InputError` when the budget cannot pay for the first question and the last comparison.
     """
@@ -115,11 +118,13 @@ def make_plan(spec: Spec) -> Plan:
     planned: list[PlannedStage] = []
     left = budget - final
     for stage in REGISTRY.values():
-        steps = stage.cost(spec)
+        missing = bool(stage.missing(spec, groups))
+        steps = 0 if missing else stage.cost(spec)
         listed = stage.name in spec.stages if spec.stages is not None else False
         # `auto` always asks for lr, on whatever is left; further questions only when they can be asked in full.
         affordable = stage.name in ("lr_range", "lr") or steps <= left
-        wanted = spec.stages is None and budget >= _FULL_TRIALS_FOR[stage.name] * spec.horizon and affordable
+        enough = _FULL_TRIALS_FOR.get(stage.name, _FULL_TRIALS_FOR_THE_REST) * spec.horizon
+        wanted = spec.stages is None and budget >= enough and affordable and not missing
         if listed or wanted:
             planned.append(PlannedStage(stage.name, stage.question, steps))
             left -= steps
@@ -141,10 +146,14 @@ def run_plan(plan: Plan, context: StageContext, progress: Progress) -> Recipe:
     incumbent = context.spec.base
     for planned in plan.stages:
         progress.on_stage(planned.name, planned.question)
+        stage = REGISTRY[planned.name]
+        unasked = stage.missing(context.spec.model_copy(update={"base": incumbent}), context.groups)
         try:
-            answer = REGISTRY[planned.name].run(context, incumbent)
+            answer = stage.run(context, incumbent) if not unasked else None
         except BudgetSpent as spent:
-            answer = StageAnswer(planned.name, planned.question, Verdict.UNASKED, str(spent), incumbent)
+            answer, unasked = None, str(spent)
+        if answer is None:
+            answer = StageAnswer(planned.name, planned.question, Verdict.UNASKED, unasked, incumbent)
         context.answers[planned.name] = answer
         incumbent = answer.recipe
         progress.on_answer(answer)

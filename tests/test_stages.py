@@ -5,15 +5,12 @@ from __future__ import annotations
 import collections
 import itertools
 import math
-import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
+from formulas import NAN, Bench, Formula, bench, noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optuna.storages import InMemoryStorage
 
 from adamtune.errors import InputError, NothingLearned
 from adamtune.evidence import Verdict
@@ -21,112 +18,13 @@ from adamtune.plan import Progress, make_plan, run_plan
 from adamtune.recipe import Recipe
 from adamtune.spec import STAGES, Budget, Objective, Spec, TaskSpec
 from adamtune.stages import REGISTRY, lr, lr_range
-from adamtune.stages import context as stage_context
-from adamtune.stages.choose import choice_cost, choose
-from adamtune.stages.context import BudgetSpent, Seeds, StageAnswer, StageContext, TrialRecord
+from adamtune.stages.choose import Question, choose, numbers
+from adamtune.stages.context import BudgetSpent, Seeds, StageAnswer, StageContext
 from adamtune.stages.lr import Response, ladder, optimum, spread
 from adamtune.stages.lr_bracket import bracket, for_horizon
 from adamtune.stages.lr_curve import RangeStatus, read_curve, smooth
 from adamtune.stages.lr_range import range_test
-from adamtune.trial import Outcome, Ramp, RungReport, TrialRequest, TrialResult
-
-NAN = math.nan
-Formula = Callable[[Recipe, int], float]
-
-
-@dataclass
-class FormulaEngine:
-    """Trials whose loss at every step is `formula(recipe, seed)`; NaN is a divergence. A ramp's follows its lr."""
-
-    formula: Formula
-    short_formula: Formula | None = None
-    """Of trials shorter than `short_below` steps, where these are not like the others."""
-    short_below: int = 100
-    untrained: float = 1e9
-    name: str = "formula"
-    opened: list[TrialRequest] = field(default_factory=list)
-    steps: int = 0
-
-    def open(self, requests: Sequence[TrialRequest]) -> FormulaBatch:
-        self.opened.extend(requests)
-        return FormulaBatch(self, requests)
-
-
-class FormulaBatch:
-    def __init__(self, engine: FormulaEngine, requests: Sequence[TrialRequest]) -> None:
-        self._engine, self._requests = engine, requests
-        self._steps = [0] * len(requests)
-        self._outcomes: list[Outcome | None] = [None] * len(requests)
-        self._rungs: list[list[RungReport]] = [[] for _ in requests]
-
-    def _loss(self, request: TrialRequest, step: int) -> float:
-        ramp = request.ramp
-        recipe = request.recipe if ramp is None else request.recipe.with_knob("lr", ramp.lr_at(step))
-        short = self._engine.short_formula if request.horizon < self._engine.short_below else None
-        return (short or self._engine.formula)(recipe, request.seed)
-
-    def advance(self, to_step: int, evaluate: bool = True) -> list[RungReport | None]:
-        return [self._advance(at, to_step, evaluate) for at in range(len(self._requests))]
-
-    def _advance(self, at: int, to_step: int, evaluate: bool) -> RungReport | None:
-        request = self._requests[at]
-        if self._outcomes[at] is not None:
-            return None
-        new = range(self._steps[at], min(to_step, request.horizon))
-        self._engine.steps += len(new)
-        self._steps[at] += len(new)
-        losses = tuple(self._loss(request, step) for step in new)
-        last = losses[-1] if losses else self._engine.untrained
-        values = {"loss": last, "score": last} if evaluate else {}
-        self._rungs[at].append(RungReport(self._steps[at], losses, values))
-        if not all(map(math.isfinite, losses)):
-            self._outcomes[at] = Outcome.DIVERGED
-            return None
-        if self._steps[at] == request.horizon:
-            self._outcomes[at] = Outcome.COMPLETED
-        return self._rungs[at][-1]
-
-    def prune(self, index: int) -> None:
-        self._outcomes[index] = self._outcomes[index] or Outcome.PRUNED
-
-    def results(self) -> list[TrialResult]:
-        rows = zip(self._requests, self._outcomes, self._steps, self._rungs, strict=True)
-        return [
-            TrialResult(request, outcome or Outcome.PRUNED, steps, tuple(rungs), 0.0)
-            for request, outcome, steps, rungs in rows
-        ]
-
-
-@dataclass
-class Bench:
-    """A stage context over a formula, and all that happened in it."""
-
-    context: StageContext
-    engine: FormulaEngine
-    records: list[TrialRecord]
-
-    def trained(self, **options: Any) -> list[TrialRequest]:
-        return [r for r in self.engine.opened if all(getattr(r, key) == value for key, value in options.items())]
-
-
-def bench(formula: Formula, budget: float = math.inf, **spec: Any) -> Bench:
-    options: dict[str, Any] = {"task": TaskSpec(ref="a:b"), "horizon": 8, "seeds": 2, "base": Recipe()}
-    whole = Spec(**options | spec)
-    engine, records = FormulaEngine(formula), []
-    context = StageContext(
-        spec=whole,
-        engine=engine,
-        storage=InMemoryStorage(),
-        budget=stage_context.Budget(steps=budget),
-        seeds=Seeds.of(whole, fresh=5),
-        on_trial=records.append,
-    )
-    return Bench(context, engine, records)
-
-
-def noise(scale: float, *about: object) -> float:
-    return random.Random(repr(about)).gauss(0.0, scale)
-
+from adamtune.trial import Outcome, Ramp
 
 # --- reading a range test
 
@@ -515,6 +413,12 @@ def test_an_estimate_falls_with_the_horizon_and_is_inside_its_interval() -> None
 VALUES = (0.9, 0.95, 0.98, 0.99)
 
 
+def choose_value(context: StageContext, knob: str, incumbent: Recipe, values: Sequence[float]) -> StageAnswer:
+    """As the stages that ask for one number."""
+    ask = Question(knob, "?", [context.spec.knob(knob)])
+    return choose(context, ask, incumbent, numbers(knob, incumbent, values))
+
+
 def by_beta2(effects: dict[float, float], pair_noise: float) -> Formula:
     """1, plus the seed's own level, plus what a beta2 is worth, plus noise that recipe and seed do not share."""
 
@@ -527,7 +431,7 @@ def by_beta2(effects: dict[float, float], pair_noise: float) -> Formula:
 
 def test_a_value_that_is_really_better_is_chosen() -> None:
     lab = bench(by_beta2({0.95: -0.3, 0.98: -0.1}, 0.02))
-    answer = choose(lab.context, "beta2", "?", Recipe(), VALUES)
+    answer = choose_value(lab.context, "beta2", Recipe(), VALUES)
     assert (answer.verdict, answer.before, answer.after) == (Verdict.CHANGED, 0.999, 0.95)
     assert answer.recipe == Recipe().with_knob("beta2", 0.95)
     assert answer.evidence is not None
@@ -538,7 +442,7 @@ def test_a_value_that_is_really_better_is_chosen() -> None:
 
 def test_when_nothing_is_better_on_the_search_seeds_nothing_more_is_spent() -> None:
     lab = bench(by_beta2(dict.fromkeys(VALUES, 0.2), 0.0))
-    answer = choose(lab.context, "beta2", "?", Recipe(), VALUES)
+    answer = choose_value(lab.context, "beta2", Recipe(), VALUES)
     assert (answer.verdict, answer.recipe, answer.evidence) == (Verdict.KEPT, Recipe(), None)
     assert "none of 0.9, 0.95, 0.98, 0.99 did better on 2 seeds" in answer.reason
     assert {request.seed for request in lab.engine.opened} == set(lab.context.seeds.search)
@@ -546,12 +450,12 @@ def test_when_nothing_is_better_on_the_search_seeds_nothing_more_is_spent() -> N
 
 
 def test_nothing_to_choose_from_keeps_the_incumbent() -> None:
-    assert choose(bench(by_beta2({}, 0.0)).context, "beta2", "?", Recipe(), ()).verdict is Verdict.KEPT
+    assert choose_value(bench(by_beta2({}, 0.0)).context, "beta2", Recipe(), ()).verdict is Verdict.KEPT
 
 
 def test_half_of_the_values_are_dropped_at_half_the_horizon() -> None:
     lab = bench(by_beta2({value: 0.1 * place for place, value in enumerate(VALUES)}, 0.0))
-    answer = choose(lab.context, "beta2", "?", Recipe(), VALUES)
+    answer = choose_value(lab.context, "beta2", Recipe(), VALUES)
     ended = {r.result.request.recipe.betas[1]: (r.result.outcome, r.result.steps) for r in lab.records}
     assert ended == {
         **dict.fromkeys((0.999, 0.9, 0.95), (Outcome.COMPLETED, 8)),
@@ -563,9 +467,9 @@ def test_half_of_the_values_are_dropped_at_half_the_horizon() -> None:
 
 def test_a_value_that_diverges_is_never_chosen_and_an_incumbent_that_diverges_is_left() -> None:
     lab = bench(by_beta2({0.9: NAN, 0.95: -0.1}, 0.0))
-    assert choose(lab.context, "beta2", "?", Recipe(), (0.9, 0.95)).after == 0.95
+    assert choose_value(lab.context, "beta2", Recipe(), (0.9, 0.95)).after == 0.95
     lab = bench(by_beta2({0.999: NAN, 0.9: NAN}, 0.1))
-    answer = choose(lab.context, "beta2", "?", Recipe(), (0.9, 0.95))
+    answer = choose_value(lab.context, "beta2", Recipe(), (0.9, 0.95))
     assert (answer.verdict, answer.after) == (Verdict.CHANGED, 0.95)
     assert "the incumbent diverged on 5 of 5 seeds" in answer.reason
 
@@ -573,14 +477,14 @@ def test_a_value_that_diverges_is_never_chosen_and_an_incumbent_that_diverges_is
 def test_a_metric_is_maximized_where_the_spec_says_so() -> None:
     objective = Objective(name="score", direction="maximize")
     lab = bench(by_beta2({0.95: 0.3, 0.98: 5.0, 0.9: -0.3}, 0.02), objective=objective)
-    assert choose(lab.context, "beta2", "?", Recipe(), (0.9, 0.95, 0.98)).after == 0.98
+    assert choose_value(lab.context, "beta2", Recipe(), (0.9, 0.95, 0.98)).after == 0.98
 
 
 def test_the_winners_curse_does_not_fool_it() -> None:
     changed = tried = 0
     for run in range(200):
         lab = bench(lambda recipe, seed, run=run: noise(1, run, seed) + noise(0.1, run, seed, recipe.betas[1]))
-        answer = choose(lab.context, "beta2", "?", Recipe(), VALUES)
+        answer = choose_value(lab.context, "beta2", Recipe(), VALUES)
         tried += answer.evidence is not None
         changed += answer.verdict is Verdict.CHANGED
     assert tried > 120  # the best of four equals looked better than the incumbent on the search seeds
@@ -601,7 +505,7 @@ def test_a_learning_rate_that_makes_no_difference_is_kept() -> None:
 def test_the_incumbent_is_not_trained_twice_on_a_seed() -> None:
     lab = bench(by_beta2({0.95: -0.01}, 0.0))
     for stage, values, verdict in (("beta2", VALUES, "changed"), ("eps", (1e-6, 1e-4), "kept")):
-        assert choose(lab.context, stage, "?", Recipe(), values).verdict == verdict
+        assert choose_value(lab.context, stage, Recipe(), values).verdict == verdict
     mine = [request.seed for request in lab.engine.opened if request.recipe == Recipe()]
     assert sorted(mine) == sorted(lab.context.seeds.search + lab.context.seeds.confirm)
     keys = [(request.recipe.training_key(), request.seed) for request in lab.engine.opened]
@@ -735,12 +639,6 @@ def test_a_stage_costs_no_more_than_it_said(stage: str, horizon: int) -> None:
     answer = REGISTRY[stage].run(lab.context, Recipe(lr=0.01))  # type: ignore[index]
     assert answer.stage == stage
     assert lab.engine.steps - before <= REGISTRY[stage].cost(lab.context.spec)  # type: ignore[index]
-
-
-def test_the_cost_of_choosing_is_reached_where_nothing_is_known() -> None:
-    lab = bench(by_beta2({0.95: -0.3}, 0.0))
-    choose(lab.context, "beta2", "?", Recipe(), (0.95, 0.98))
-    assert lab.engine.steps == choice_cost(lab.context.spec, (0.95, 0.98))  # two are never pruned
 
 
 @settings(max_examples=25, deadline=None)

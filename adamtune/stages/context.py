@@ -13,7 +13,8 @@ from optuna.storages import BaseStorage
 from adamtune.engines import Engine, TrialBatch
 from adamtune.errors import AdamtuneError
 from adamtune.evidence import Evidence, Verdict, weigh
-from adamtune.knobs import Knob
+from adamtune.groups import ParamGroup
+from adamtune.knobs import Choice, Knob
 from adamtune.recipe import Recipe
 from adamtune.search import Asked, KnobStudy
 from adamtune.spec import Spec
@@ -107,9 +108,13 @@ class StageContext:
         seeds: Seeds,
         on_trial: Callable[[TrialRecord], None] = lambda record: None,
         name: str = "run",
+        groups: Sequence[ParamGroup] = (),
     ) -> None:
-        """`name` is the run's, for its studies; `on_trial` hears of every trial as it ends."""
-        self.spec, self.budget, self.seeds = spec, budget, seeds
+        """`name` is the run's, for its studies; `on_trial` hears of every trial as it ends.
+
+        `groups` are those that the spec's base recipe makes of the model.
+        """
+        self.spec, self.budget, self.seeds, self.groups = spec, budget, seeds, tuple(groups)
         self.answers: dict[str, StageAnswer] = {}
         self._name, self._engine, self._storage, self._on_trial = name, engine, storage, on_trial
         self._studies: dict[str, KnobStudy] = {}
@@ -132,7 +137,7 @@ class StageContext:
         mean = math.fsum(values) / len(values)
         return mean if self.spec.objective.direction == "minimize" else -mean
 
-    def study(self, stage: str, knobs: Iterable[Knob] = (), keep: float = 0.5) -> KnobStudy:
+    def study(self, stage: str, knobs: Iterable[Knob | Choice] = (), keep: float = 0.5) -> KnobStudy:
         """The stage's Optuna study, RUN/STAGE, so that runs can share a storage."""
         if stage not in self._studies:
             name, direction = f"{self._name}/{stage}", self.spec.objective.direction
@@ -155,6 +160,19 @@ class StageContext:
         if requests:
             self.race(stage, self.study(stage), asked, requests, rungs=self.rungs())
         return [[self._known[recipe.training_key(), seed, self.horizon] for seed in seeds] for recipe in recipes]
+
+    def known(self, recipe: Recipe, seed: int) -> TrialResult | None:
+        """What a recipe did on a seed up to the horizon, where it was trained before and not pruned."""
+        return self._known.get((recipe.training_key(), seed, self.horizon))
+
+    def probes(self, recipe: Recipe) -> list[Mapping[str, float]]:
+        """What was recorded of Adam's state in the trials of a recipe to the horizon: one record a rung.
+
+        Trials of `measure` record it. See `AdamProbe` for the keys.
+        """
+        mine = (recipe.training_key(), self.horizon)
+        results = [result for (key, _, horizon), result in self._known.items() if (key, horizon) == mine]
+        return [rung.probe for result in results for rung in result.rungs if rung.probe]
 
     def rungs(self) -> list[int]:
         """Where full-length trials are evaluated: eight points of the curve, the horizon last."""

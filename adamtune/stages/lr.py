@@ -12,8 +12,8 @@ from adamtune.evidence import Verdict
 from adamtune.knobs import Knob
 from adamtune.recipe import Recipe
 from adamtune.spec import Spec
-from adamtune.stages.choose import choice_cost
 from adamtune.stages.context import StageAnswer, StageContext
+from adamtune.stages.costs import choice_cost
 from adamtune.trial import TrialRequest
 
 NAME = "lr"
