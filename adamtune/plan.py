@@ -22,6 +22,10 @@ _FULL_TRIALS_FOR_THE_REST = 40
 beta2 and all else with many more (Google's tuning playbook)."""
 
 
+OTHER_SEEDS = 10
+"""The final figures' intervals are for the mean over so many seeds of a reader's own, who will hardly train more."""
+
+
 @dataclass(frozen=True)
 class PlannedStage:
     """A stage to ask, and the most training steps it can take."""
@@ -54,6 +58,7 @@ class Measured:
     values: tuple[float, ...]
     """By seed; NaN where the trial diverged."""
     summary: Interval
+    """Their mean, and where the mean over `OTHER_SEEDS` other seeds should lie."""
 
 
 @dataclass(frozen=True)
@@ -184,4 +189,4 @@ def conclude(context: StageContext, recommended: Recipe, progress: Progress) -> 
 
 def _measured(context: StageContext, recipe: Recipe, results: Sequence[TrialResult]) -> Measured:
     values = tuple(context.value(result) for result in results)
-    return Measured(recipe, values, interval(values))
+    return Measured(recipe, values, interval(values, OTHER_SEEDS))

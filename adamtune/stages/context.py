@@ -12,7 +12,7 @@ from optuna.storages import BaseStorage
 
 from adamtune.engines import Engine, TrialBatch
 from adamtune.errors import AdamtuneError
-from adamtune.evidence import Evidence, Verdict, weigh
+from adamtune.evidence import LOOKS, Evidence, Verdict, settled, share_of_error, weigh
 from adamtune.groups import ParamGroup
 from adamtune.knobs import Choice, Knob
 from adamtune.recipe import Recipe
@@ -21,8 +21,8 @@ from adamtune.spec import Spec
 from adamtune.trial import Outcome, TrialRequest, TrialResult
 
 CONFIRM_SEEDS = 5
-"""The fewest seeds a challenger is confirmed on. They chose no candidate; every stage uses the same, so that the
-incumbent is trained on them once."""
+"""Seeds a confirmation is reckoned with in a plan: the clear ones take three, the others up to twelve. They chose no
+candidate; every stage uses the same, so that the incumbent is trained on them once."""
 
 _SEEDS_APART = 10_000
 
@@ -93,7 +93,7 @@ class Seeds:
         def block(index: int, count: int) -> tuple[int, ...]:
             return tuple(range(start + index * _SEEDS_APART, start + index * _SEEDS_APART + count))
 
-        return cls(block(0, spec.seeds), block(1, max(CONFIRM_SEEDS, spec.seeds)), block(2, fresh))
+        return cls(block(0, spec.seeds), block(1, LOOKS[-1]), block(2, fresh))
 
 
 class StageContext:
@@ -118,6 +118,7 @@ class StageContext:
         self.answers: dict[str, StageAnswer] = {}
         self._name, self._engine, self._storage, self._on_trial = name, engine, storage, on_trial
         self._studies: dict[str, KnobStudy] = {}
+        self._confirmations = 0
         self._known: dict[tuple[str, int, int], TrialResult] = {}
 
     @property
@@ -235,10 +236,27 @@ class StageContext:
         self._on_trial(TrialRecord(stage, study, number, result, self.value(result)))
 
     def confirm(self, stage: str, incumbent: Recipe, challenger: Recipe) -> Evidence:
-        """Both recipes to the horizon on the seeds kept for confirmation, paired."""
-        seeds = self.seeds.confirm
-        here, there = (
-            [self.value(result) for result in results]
-            for results in self.measure_all(stage, [incumbent, challenger], seeds)
-        )
-        return weigh(seeds, here, there, self.spec.objective.direction)
+        """Both recipes to the horizon on the seeds kept for confirmation, paired; more seeds while the case is unclear.
+
+        Every confirmation of a sweep takes a smaller share of the error allowed to all. Where the budget does not pay
+        for more seeds, what is there decides. Raises `BudgetSpent` when not even the fewest can be paid.
+        """
+        self._confirmations += 1
+        looks = [look for look in LOOKS if look <= len(self.seeds.confirm)]
+        error = share_of_error(self._confirmations) / len(looks)
+        direction = self.spec.objective.direction
+        evidence: Evidence | None = None
+        for place, look in enumerate(looks):
+            seeds = self.seeds.confirm[:look]
+            try:
+                results = self.measure_all(stage, [incumbent, challenger], seeds)
+            except BudgetSpent:
+                if evidence is None:
+                    raise
+                break
+            here, there = ([self.value(result) for result in own] for own in results)
+            evidence = weigh(seeds, here, there, direction, error)
+            if settled(evidence, direction, looks[place + 1 :], error):
+                break
+        assert evidence is not None  # LOOKS begins below the fewest seeds there are
+        return evidence
