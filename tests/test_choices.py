@@ -529,3 +529,19 @@ def test_the_cost_of_choosing_is_reached_where_nothing_is_known() -> None:
     ask_for = Question("beta2", "?", [lab.context.spec.knob("beta2")])
     choose(lab.context, ask_for, BASE, numbers("beta2", BASE, (0.95, 0.98)))
     assert lab.engine.steps == candidates_cost(lab.context.spec, 2)  # two are never pruned
+
+
+def test_schedules_are_judged_at_the_end_alone() -> None:
+    lab = bench(with_noise(lambda r: -0.3 * (r.schedule.kind == "step")), horizon=40)
+    lab.engine.early = lambda recipe, step: 5.0 * (recipe.schedule.kind == "step")
+    assert ask(lab, "schedule").after == "step"
+    assert {record.result.outcome for record in lab.records} == {Outcome.COMPLETED}
+
+
+def test_the_contenders_differ_in_more_than_lr() -> None:
+    def effect(recipe: Recipe) -> float:
+        return {0.1: -0.3, 0.02: -0.1}.get(recipe.schedule.warmup, 0.1)  # type: ignore[call-overload, no-any-return]
+
+    answer = ask(bench(with_noise(effect), horizon=100), "warmup")
+    first, second = (each["candidate"].split(" ")[0] for each in answer.details["recentred"])
+    assert (first, second) == ("0.1", "0.02")

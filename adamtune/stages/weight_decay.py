@@ -32,7 +32,8 @@ _ON = Choice(NAME, ("off", "on"))
 def keeping_product(limits: Knob, recipe: Recipe, lr: float) -> Recipe:
     """The recipe at another lr that shrinks its weights as fast, as far as weight_decay may go."""
     decay = float(f"{recipe.weight_decay * recipe.lr / lr:.3g}")
-    return recipe.with_knob("lr", lr).with_knob(NAME, limits.clip(decay) if decay else decay)
+    inside_range = limits.low <= recipe.weight_decay <= limits.high  # 0 is not, nor may an incumbent's be
+    return recipe.with_knob("lr", lr).with_knob(NAME, limits.clip(decay) if inside_range else decay)
 
 
 def _candidates(spec: Spec, incumbent: Recipe) -> list[Candidate]:
