@@ -14,6 +14,7 @@ from adamtune.rundir import FINAL
 from adamtune.spec import FRESH_SEEDS, Spec, StageName
 from adamtune.stages import REGISTRY
 from adamtune.stages.context import BudgetSpent, StageAnswer, StageContext, TrialRecord
+from adamtune.stages.costs import budget_steps
 from adamtune.trial import TrialResult
 
 _FULL_TRIALS_FOR: dict[StageName, int] = {"lr_range": 0, "lr": 0, "beta1": 10, "eps": 25}
@@ -100,16 +101,6 @@ def fresh_seeds(spec: Spec) -> int:
 def final_steps(spec: Spec) -> int:
     """Training steps of the last comparison."""
     return 2 * fresh_seeds(spec) * spec.horizon
-
-
-def budget_steps(spec: Spec) -> float:
-    """The spec's budget in steps, the last comparison included; inf when only time bounds it."""
-    bounds = [math.inf]
-    if spec.budget.steps is not None:
-        bounds.append(spec.budget.steps)
-    if spec.budget.trials is not None:
-        bounds.append(spec.budget.trials * spec.horizon)
-    return min(bounds)
 
 
 def make_plan(spec: Spec, groups: Sequence[ParamGroup] = ()) -> Plan:

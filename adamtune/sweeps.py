@@ -28,7 +28,6 @@ from adamtune.plan import (
     Measured,
     Plan,
     Progress,
-    budget_steps,
     conclude,
     final_steps,
     fresh_seeds,
@@ -43,6 +42,7 @@ from adamtune.rundir import RunDir
 from adamtune.search import open_storage, refuse_known_run
 from adamtune.spec import Spec, load_spec
 from adamtune.stages.context import Budget, Seeds, StageAnswer, StageContext, TrialRecord
+from adamtune.stages.costs import budget_steps
 from adamtune.task import Task, load_task
 from adamtune.trial import new_model
 from adamtune.yaml_text import nearest

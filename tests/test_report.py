@@ -19,8 +19,8 @@ from adamtune.errors import RunDirError
 from adamtune.lr_finder import LRFindResult, LRFindStatus
 from adamtune.report.html import report_html
 from adamtune.report.lr_plot import lr_html_plot, lr_terminal_plot
-from adamtune.stages.lr import Response
 from adamtune.stages.lr_curve import RangeCurve, read_curve
+from adamtune.stages.lr_response import Response
 
 HOSTILE = "</script><script>hacked()</script><img src=x onerror=hacked()>"
 LRS = [1e-6 * 10 ** (k / 10) for k in range(51)]

@@ -16,7 +16,7 @@ from adamtune.search import KnobStudy
 from adamtune.spec import Spec
 from adamtune.stages.context import StageAnswer, StageContext
 from adamtune.stages.costs import CONTENDERS, candidates_cost, choice_cost
-from adamtune.stages.lr import Response, optimum
+from adamtune.stages.lr_response import Response, optimum
 from adamtune.trial import TrialRequest, TrialResult
 
 __all__ = ["Candidate", "Question", "candidates_cost", "choice_cost", "choose", "inside", "numbers"]

@@ -10,7 +10,8 @@ from adamtune.errors import NothingLearned
 from adamtune.knobs import Knob
 from adamtune.recipe import Recipe
 from adamtune.stages.context import StageContext
-from adamtune.stages.lr import Response, optimum, parabola
+from adamtune.stages.lr_curve import RangeCurve
+from adamtune.stages.lr_response import Response, optimum, parabola
 from adamtune.trial import TrialRequest
 
 SPACING = 0.5
@@ -35,6 +36,9 @@ EXPONENTS = (-0.55, 0.75)
 examples shows (best lr 32 times lower from 20 to 2,000 steps over 4,096 samples, under a schedule to zero). A model
 that overfits within the run can need a lower lr still."""
 
+BELOW_LOWEST = 0.4
+"""Decades from the ramp's lowest loss down to the best lr of the short trials (median on those tasks; scatter 0.35)."""
+
 FIT_ERROR = 0.1
 """Decades by which the bracket's own optimum scatters between seeds (standard deviation 0.07 on those tasks)."""
 
@@ -57,6 +61,16 @@ class Bracket:
     """Whether the best of them had a worse one on either side."""
     untrained: float
     """Score of the model before training, on the first seed."""
+
+
+def centre_of(curve: RangeCurve) -> float:
+    """Where to begin: below the lr of the range test's lowest loss. One too noisy for a band still hints."""
+    lowest = curve.suggestions.get("lowest")
+    if lowest is None:
+        width = max(1, len(curve.losses) // 6)
+        sums = [math.fsum(curve.losses[at : at + width]) for at in range(len(curve.losses) - width + 1)]
+        lowest = curve.lrs[sums.index(min(sums)) + width // 2]
+    return lowest * 10**-BELOW_LOWEST
 
 
 def bracket(
