@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -50,6 +52,7 @@ class PopulationEngine:
         self._always, self._memory = always, memory
         self._processes = processes or process_count(device)
         self._workers: Workers | None = None
+        self._crews: weakref.WeakSet[Workers] = weakref.WeakSet()
         self._alone: float | None = None
         self._times: dict[tuple[str, int], StepTimes] = {}
 
@@ -82,7 +85,7 @@ class PopulationEngine:
                     "accumulate": accumulate,
                     "width": times.width,
                     "noisy": times.noisy,
-                    "seconds_alone": times.alone,
+                    "seconds_alone": times.alone if math.isfinite(times.alone) else None,
                     "seconds_by_width": {str(width): seconds for width, seconds in times.stacked},
                     "one_by_one_because": times.note,
                 }
@@ -92,13 +95,14 @@ class PopulationEngine:
 
     def close(self) -> None:
         """See `Engine.close`: the worker processes. They also end with this one."""
-        if self._workers is not None:
-            self._workers.close()
-            self._workers = None
+        for crew in list(self._crews):
+            crew.close()
+        self._workers = None
 
     def _crew(self) -> Workers:
-        if self._workers is None:
+        if self._workers is None or not self._workers.complete():  # the others' batches may be read until `close`
             self._workers = Workers(self._task, self._device, self._processes)
+            self._crews.add(self._workers)
         return self._workers
 
     def _local(self, requests: Sequence[TrialRequest], width: int, noisy: bool) -> LocalBatch:
