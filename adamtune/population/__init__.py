@@ -24,7 +24,6 @@ from adamtune.population.joined import Uneven, joined
 from adamtune.population.stack import Stack
 from adamtune.population.state import Member, NotVectorisable, stacking
 from adamtune.task import Task
-from adamtune.task_calls import raised
 
 __all__ = ["NotVectorisable", "Population"]
 
@@ -45,7 +44,7 @@ class Population:
 
         Raises `NotVectorisable`, here and from `advance`: the trials must then be trained another way, from the start.
         """
-        self._task, self._device, self._on_steps = task, device, on_steps
+        self._device, self._on_steps = device, on_steps
         self._histories = [History(request) for request in requests]
         self._members = [
             Member(index, request, history)
@@ -232,9 +231,8 @@ class Population:
                 except Exception as problem:
                     if self._lose_unsound(stack):
                         continue
-                    raise raised(
-                        self._task, f"at the evaluation after training step {self._step}", problem
-                    ) from problem
+                    name = type(problem).__name__  # if the task is at fault, it will raise it again
+                    raise NotVectorisable(f"{name} at the evaluation after training step {self._step}") from problem
                 values |= {member.index: value for member, value in zip(stack.members, found, strict=True)}
                 break
         return values
