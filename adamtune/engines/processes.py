@@ -18,7 +18,7 @@ import traceback
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
 from types import FrameType
@@ -150,9 +150,12 @@ class Workers:
         except KeyboardInterrupt:  # the workers have it from the terminal too, but not where only this process was told
             for index in asked:
                 process = self.processes[index]
-                if process.pid is not None and process.is_alive():
+                if index not in answers and index not in errors and process.pid is not None and process.is_alive():
                     os.kill(process.pid, signal.SIGINT)
             collect()
+            for index in asked:  # one that had just answered would raise it at the next question
+                with _whole(), suppress(OSError):
+                    ends[index].send((ticket, number, "forget", None))
             raise
         if errors:
             raise errors[min(errors)]
@@ -330,6 +333,8 @@ def _serve(end: Connection, others: list[Connection], task: Task, device: torch.
                 guard.start()
             else:
                 guard.forget()
+            if what == "forget":
+                continue
             answer = _answer(batches, number, what, argument, task, device, say)
             guard.stop()
             say("answer", answer)
