@@ -110,22 +110,22 @@ def test_a_model_that_cannot_be_copied_when_memory_ends_is_handed_back() -> None
 
 
 class Running(nn.Module):
-    """Keeps a running mean, which is a tensor, in an attribute that is no buffer."""
+    """Keeps a running mean, which is a tensor, in an attribute that is no buffer; by `keep` not as it is."""
 
-    def __init__(self, hide: bool) -> None:
+    def __init__(self, keep: Callable[[Tensor], Any]) -> None:
         super().__init__()
-        self.body, self.means, self.hide = mlp(), [torch.zeros(())], hide
+        self.body, self.means, self.keep = mlp(), [torch.zeros(())], keep
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.body(x)
         if self.training:
             mean = 0.9 * self.means[0] + 0.1 * out.detach().mean()
-            self.means = [mean] if not self.hide else Box(mean)
+            self.means = self.keep(mean)
         return out - self.means[0]
 
 
 class Box:
-    """Holds a tensor where nobody looks for one."""
+    """Holds a tensor."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
@@ -134,18 +134,27 @@ class Box:
         return self.tensor
 
 
+KEPT: dict[str, Callable[[Tensor], Any]] = {
+    "list": lambda mean: [mean],
+    "tuple": lambda mean: (mean, 0),
+    "dict": lambda mean: {0: mean},
+    "object": Box,
+}
+
+
+@pytest.mark.parametrize("kind", KEPT)
 @pytest.mark.parametrize("lrs", [(1e-3,), (1e-3, 1e-2)])
 @pytest.mark.parametrize("seeds", [(0,), (0, 1)])
 def test_tensors_kept_in_a_plain_attribute_are_handed_back_by_name(
-    seeds: tuple[int, ...], lrs: tuple[float, ...]
+    seeds: tuple[int, ...], lrs: tuple[float, ...], kind: str
 ) -> None:
-    notes = as_alone(task(lambda: Running(hide=False)), requests(seeds, lrs))
+    notes = as_alone(task(lambda: Running(KEPT[kind])), requests(seeds, lrs))
     assert len(notes) == 1
     assert "one by one: its model reads 'means' of the model (Running)" in notes[0]
 
 
 def test_tensors_kept_out_of_sight_give_no_wrong_number() -> None:
-    hidden = task(lambda: Running(hide=True))
+    hidden = task(lambda: Running(lambda mean: (mean, *range(100))))
     as_alone(hidden)
     batch, notes = local(hidden, [*ASKED, TrialRequest(DOOMED, 0, 24), TrialRequest(DOOMED, 1, 24)])
     batch.advance(5)

@@ -16,12 +16,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from stacked import CPU, alone, assert_same, batches, finish, numbers, requests, task
-from torch import Tensor
+from stacked import CPU, alone, assert_same, batches, finish, loss, numbers, requests, task
+from torch import Tensor, nn
 
 from adamtune.engines.local import LocalBatch
 from adamtune.engines.population import PopulationEngine
@@ -143,14 +142,21 @@ def test_an_error_that_cannot_cross_to_this_process_is_told_all_the_same() -> No
         assert len(crew.batch.results()) == len(ASKED)
 
 
-def test_facts_are_json_also_of_a_task_whose_first_step_raises() -> None:
-    broken = replace(task(), train_batches=lambda generator: iter(()))
-    with closing(PopulationEngine(broken, CPU, always=True, processes=2)) as engine:
-        batch = engine.open(ASKED)
-        with pytest.raises(TaskError, match="ended at training step 1 of 24"):
-            batch.advance(24)
-        facts: dict[str, Any] = json.loads(json.dumps(engine.facts(), allow_nan=False))
-    assert facts["measured"][0]["one_by_one_because"] == "its first training step raises"
+@pytest.mark.parametrize("raising", ["fp32", "bf16"])
+def test_a_task_whose_first_step_raises_is_told_when_it_trains_and_facts_stay_json(raising: str) -> None:
+    def narrow(model: nn.Module, x: Tensor) -> Tensor:
+        if torch.is_autocast_enabled("cpu") == (raising == "bf16"):
+            raise ValueError("not in this precision")
+        return loss(model, x)
+
+    with closing(PopulationEngine(task(loss=narrow), CPU, always=True, processes=2)) as engine:
+        for precision in ("fp32", "bf16"):
+            asked = requests(precision=precision)
+            batch = engine.open(asked)
+            if precision == raising:
+                with pytest.raises(TaskError, match=r"not in this precision .* at training step 1"):
+                    batch.advance(3)
+        json.dumps(engine.facts(), allow_nan=False)
 
 
 # --- workers that die

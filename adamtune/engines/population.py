@@ -60,7 +60,8 @@ class PopulationEngine:
         """See `Engine.open`."""
         if not requests or (len(requests) < 2 and not self._always):
             return self._local(requests, 1, False)
-        if not self._always and self._seconds(requests) < _WORTH_MEASURING:
+        seconds = self._seconds(requests)
+        if math.isinf(seconds) or (not self._always and seconds < _WORTH_MEASURING):  # inf: it will tell what is wrong
             return self._local(requests, 1, False)
         times = self._measured(requests)
         shares = _shares(requests, self._processes, times.noisy)
@@ -109,7 +110,7 @@ class PopulationEngine:
         return LocalBatch(self._task, requests, self._device, width, noisy, self._on_steps, self._on_note)
 
     def _seconds(self, requests: Sequence[TrialRequest]) -> float:
-        """What the batch takes one by one, about."""
+        """What the batch takes one by one, about; inf where its first step raises."""
         if self._alone is None:
             self._alone = time_alone(self._task, requests[0], self._device)
         return self._alone * sum(request.horizon for request in requests)

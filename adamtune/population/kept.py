@@ -17,9 +17,10 @@ from adamtune.population.fast_ops import of_members
 from adamtune.population.state import NotVectorisable
 
 _TORCHS_OWN = frozenset(vars(nn.Module()))
-_DEEPEST = 3
-"""How far lists, tuples and dicts are looked into."""
+_DEEPEST, _LONGEST = 3, 64
+"""How far lists, tuples, dicts and objects are looked into, and up to how many entries: it is done at every step."""
 _NUMBERS = bool | int | float | str
+_PLAIN = frozenset({bool, int, float, str, type(None)})
 
 
 class Keeping:
@@ -44,11 +45,12 @@ class Keeping:
 
         A model that only writes them (a penalty that its loss reads in the same call) does not notice.
         """
+        seen: set[int] = set()
         for name, kind, attributes in self._owners:
             for key, value in attributes.items():
-                if key not in _TORCHS_OWN and isinstance(value, Tensor | list | tuple | dict):
+                if type(value) not in _PLAIN and key not in _TORCHS_OWN:
                     place = f"'{name}.{key}'" if name else f"'{key}' of the model ({kind})"
-                    attributes[key] = _without_members(value, place)  # a key that is there: the dict may be walked
+                    attributes[key] = _without_members(value, place, seen)  # a key that is there, so the walk goes on
 
     def _attributes(self) -> Iterator[tuple[str, str, str, Any]]:
         for name, kind, attributes in self._owners:
@@ -71,7 +73,7 @@ class _Gone(Tensor):
         return self
 
 
-def _without_members(value: Any, place: str, depth: int = 0) -> Any:
+def _without_members(value: Any, place: str, seen: set[int], depth: int = 0) -> Any:
     """The same object, or where it is or holds a tensor of the members, one with `_Gone` in its place."""
     if isinstance(value, Tensor):
         if not of_members(value):
@@ -79,15 +81,18 @@ def _without_members(value: Any, place: str, depth: int = 0) -> Any:
         gone = torch.Tensor._make_subclass(_Gone, torch.empty(0))
         gone.place = place
         return gone
-    if depth == _DEEPEST:
+    if depth == _DEEPEST or id(value) in seen or callable(value):  # a module is looked at by itself
         return value
-    if isinstance(value, list):
-        value[:] = [_without_members(item, place, depth + 1) for item in value]
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            value[key] = _without_members(item, place, depth + 1)
-    elif isinstance(value, tuple):
-        items = [_without_members(item, place, depth + 1) for item in value]
+    if isinstance(value, tuple) and len(value) <= _LONGEST:
+        items = [_without_members(item, place, seen, depth + 1) for item in value]
         if any(item is not before for item, before in zip(items, value, strict=True)):
             return type(value)._make(items) if hasattr(value, "_make") else tuple(items)
+        return value
+    entries = value if isinstance(value, list | dict) else getattr(value, "__dict__", {})
+    if len(entries) <= _LONGEST:
+        seen.add(id(value))
+        for key, item in list(enumerate(entries) if isinstance(entries, list) else entries.items()):
+            left = _without_members(item, place, seen, depth + 1)
+            if left is not item:
+                entries[key] = left
     return value
