@@ -1,7 +1,7 @@
 """Quicker ways to run a few operations for all members at once than `torch.vmap`'s own.
 
-Nothing here changes what is computed, only the layout it is computed in; without it a stack trains the same, more
-slowly. Why each is quicker (measured on CPU):
+Nothing here changes what is computed, only the layout it is computed in; without it a stack trains the same more
+slowly, or is refused. Why each is quicker (measured on CPU):
 
 - `linear`: one batched GEMM whose weight gradient comes out in the weight's own layout; vmap's is transposed, and
   autograd copies it.
