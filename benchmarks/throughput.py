@@ -312,9 +312,9 @@ def state_bytes(width: int) -> tuple[int, float]:
     one_model = 4 * sum(param.nbytes for param in feeds[0].model.parameters())
     stack = Stack.start(task, members, feeds, False, CPU)
     stack.step({seed: feed.draw(0, 1, 1, 10, noisy=False)[0] for seed, feed in feeds.items()}, 0)
-    state = stack._state
+    state = stack._model.state
     tensors = [*state.params, *state.first, *state.second, *state.steps, *state.buffers.values()]
-    tensors += [*stack._call.parameters(), *(param.grad for param in state.params if param.grad is not None)]
+    tensors += [*stack._model.module.parameters(), *(param.grad for param in state.params if param.grad is not None)]
     return one_model, sum(tensor.nbytes for tensor in tensors) / width / one_model
 
 

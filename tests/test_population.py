@@ -426,7 +426,7 @@ def test_what_the_task_does_wrong_is_told_as_by_a_trial_alone(name: str) -> None
     with pytest.raises(TaskError) as expected:
         alone(broken, SIX, (16, 24))
     with pytest.raises(TaskError) as found:
-        finish(Population(broken, SIX, CPU, 4, False), (16, 24))
+        finish(local(broken, SIX)[0], (16, 24))
     assert str(found.value) == str(expected.value)
 
 

@@ -94,6 +94,8 @@ class LocalBatch:
     def _again(self, part: Part, running: list[int]) -> SequentialBatch:
         """The trials of `part` that were `running`, one by one to where they were; the others keep their end."""
         self._active.remove(part)
+        if isinstance(part, Population):
+            part.close()  # it stays for the records of its other trials only
         again = SequentialBatch(self._trials(running), self._on_steps)
         self._adopt(again, running)
         for rung, evaluate in self._rungs:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -50,6 +52,7 @@ class PopulationEngine:
         self._always, self._memory = always, memory
         self._processes = processes or process_count(device)
         self._workers: Workers | None = None
+        self._crews: weakref.WeakSet[Workers] = weakref.WeakSet()
         self._alone: float | None = None
         self._times: dict[tuple[str, int], StepTimes] = {}
 
@@ -57,7 +60,8 @@ class PopulationEngine:
         """See `Engine.open`."""
         if not requests or (len(requests) < 2 and not self._always):
             return self._local(requests, 1, False)
-        if not self._always and self._seconds(requests) < _WORTH_MEASURING:
+        seconds = self._seconds(requests)
+        if math.isinf(seconds) or (not self._always and seconds < _WORTH_MEASURING):  # inf: it will tell what is wrong
             return self._local(requests, 1, False)
         times = self._measured(requests)
         shares = _shares(requests, self._processes, times.noisy)
@@ -82,7 +86,7 @@ class PopulationEngine:
                     "accumulate": accumulate,
                     "width": times.width,
                     "noisy": times.noisy,
-                    "seconds_alone": times.alone,
+                    "seconds_alone": times.alone if math.isfinite(times.alone) else None,
                     "seconds_by_width": {str(width): seconds for width, seconds in times.stacked},
                     "one_by_one_because": times.note,
                 }
@@ -92,20 +96,21 @@ class PopulationEngine:
 
     def close(self) -> None:
         """See `Engine.close`: the worker processes. They also end with this one."""
-        if self._workers is not None:
-            self._workers.close()
-            self._workers = None
+        for crew in list(self._crews):
+            crew.close()
+        self._workers = None
 
     def _crew(self) -> Workers:
-        if self._workers is None:
+        if self._workers is None or not self._workers.complete():  # the others' batches may be read until `close`
             self._workers = Workers(self._task, self._device, self._processes)
+            self._crews.add(self._workers)
         return self._workers
 
     def _local(self, requests: Sequence[TrialRequest], width: int, noisy: bool) -> LocalBatch:
         return LocalBatch(self._task, requests, self._device, width, noisy, self._on_steps, self._on_note)
 
     def _seconds(self, requests: Sequence[TrialRequest]) -> float:
-        """What the batch takes one by one, about."""
+        """What the batch takes one by one, about; inf where its first step raises."""
         if self._alone is None:
             self._alone = time_alone(self._task, requests[0], self._device)
         return self._alone * sum(request.horizon for request in requests)

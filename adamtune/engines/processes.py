@@ -13,12 +13,15 @@ import os
 import pickle
 import signal
 import sys
+import threading
 import traceback
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
+from types import FrameType
 from typing import Any
 
 import torch
@@ -44,6 +47,10 @@ class WorkerLost(AdamtuneError):
     """A worker process died."""
 
 
+_CREWS: weakref.WeakSet[Workers] = weakref.WeakSet()
+"""All that this process has started."""
+
+
 class Workers:
     """The processes, started once and kept."""
 
@@ -53,9 +60,11 @@ class Workers:
         self._numbers, self._tickets = itertools.count(), itertools.count()
         self.ends: list[Connection] = []
         self.processes: list[ForkProcess] = []
+        others = [end for crew in _CREWS for end in crew.ends if not end.closed]
         for _ in range(count):
             here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(there, [*self.ends, here], task, device), daemon=True)
+            inherited = [*others, *self.ends, here]
+            process = context.Process(target=_serve, args=(there, inherited, task, device), daemon=True)
             with warnings.catch_warnings():
                 # Python 3.12 warns of threads: the bar's drawing thread holds nothing that a worker uses.
                 warnings.simplefilter("ignore", DeprecationWarning)
@@ -63,7 +72,8 @@ class Workers:
             there.close()
             self.ends.append(here)
             self.processes.append(process)
-        self._finalizer = weakref.finalize(self, _stop, self.ends, self.processes)
+        self._finalizer = weakref.finalize(self, _stop, os.getpid(), self.ends, self.processes)
+        _CREWS.add(self)
 
     def open(
         self,
@@ -96,6 +106,7 @@ class Workers:
         Raises what the first of them raised. Where a worker has died the answer is `lost`, or that is raised.
         """
         ends, ticket = self.ends[: len(arguments)], next(self._tickets)
+        asked: list[int] = []
         answers: dict[int, Any] = {}
         errors: dict[int, BaseException] = {}
 
@@ -109,43 +120,50 @@ class Workers:
                 answers[index] = lost
 
         def collect() -> None:
-            while len(answers) + len(errors) < len(ends):
-                waiting = [end for index, end in enumerate(ends) if index not in answers and index not in errors]
-                for ready in wait(waiting):
+            while waiting := [index for index in asked if index not in answers and index not in errors]:
+                for ready in wait([ends[index] for index in waiting]):
                     index = ends.index(ready)  # type: ignore[arg-type]
-                    try:
-                        answered, kind, value = ends[index].recv()
-                    except (EOFError, OSError):
-                        gone(index)
-                        continue
-                    if answered != ticket:  # to a question that a second Ctrl-C left unheard
-                        continue
-                    match kind:
-                        case "steps":
-                            on_steps(value)
-                        case "note":
-                            on_note(value)
-                        case "answer":
-                            answers[index] = value
-                        case "error":
-                            errors[index] = value
+                    with _whole():
+                        try:
+                            answered, kind, value = ends[index].recv()
+                        except (EOFError, OSError):
+                            gone(index)
+                            continue
+                        if answered != ticket:  # to a question that a second Ctrl-C left unheard
+                            continue
+                        if kind in ("answer", "error"):
+                            (answers if kind == "answer" else errors)[index] = value
+                    if kind == "steps":
+                        on_steps(value)
+                    elif kind == "note":
+                        on_note(value)
 
-        for index, (end, argument) in enumerate(zip(ends, arguments, strict=True)):
-            try:
-                end.send((ticket, number, what, argument))
-            except OSError:
-                gone(index)
         try:
+            for index, (end, argument) in enumerate(zip(ends, arguments, strict=True)):
+                with _whole():
+                    asked.append(index)
+                    try:
+                        end.send((ticket, number, what, argument))
+                    except OSError:
+                        gone(index)
             collect()
         except KeyboardInterrupt:  # the workers have it from the terminal too, but not where only this process was told
-            for process in self.processes[: len(ends)]:
-                if process.pid is not None and process.is_alive():
+            for index in asked:
+                process = self.processes[index]
+                if index not in answers and index not in errors and process.pid is not None and process.is_alive():
                     os.kill(process.pid, signal.SIGINT)
             collect()
+            for index in asked:  # one that had just answered would raise it at the next question
+                with _whole(), suppress(OSError):
+                    ends[index].send((ticket, number, "forget", None))
             raise
         if errors:
             raise errors[min(errors)]
         return [answers[index] for index in range(len(ends))]
+
+    def complete(self) -> bool:
+        """Whether all its processes live."""
+        return self._finalizer.alive and all(process.is_alive() for process in self.processes)
 
     def close(self) -> None:
         """End the processes."""
@@ -175,6 +193,8 @@ class SharedBatch:
     def advance(self, to_step: int, evaluate: bool = True) -> list[RungReport | None]:
         """See `TrialBatch.advance`."""
         reports: list[RungReport | None] = [None] * len(self._requests)
+        if self._results is not None:  # they have ended
+            return reports
         answers = self._ask("advance", [(to_step, evaluate)] * len(self._shares))
         for share, found in zip(self._shares, answers, strict=True):
             for place, report in zip(share, found, strict=True):
@@ -183,7 +203,9 @@ class SharedBatch:
 
     def prune(self, index: int) -> None:
         """See `TrialBatch.prune`."""
-        self._ask("prune", [([share.index(index)] if index in share else []) for share in self._shares])
+        if self._results is None:
+            places = [[share.index(index)] if index in share else [] for share in self._shares]
+            self._ask("prune", places)
 
     def results(self) -> list[TrialResult]:
         """See `TrialBatch.results`. Trials of a worker that died are `failed`."""
@@ -208,13 +230,35 @@ def _lost(request: TrialRequest) -> TrialResult:
     return history.result()
 
 
-def _stop(ends: list[Connection], processes: list[ForkProcess]) -> None:
+def _stop(owner: int, ends: list[Connection], processes: list[ForkProcess]) -> None:
+    if os.getpid() != owner:  # a process that was forked later, and has this object from its parent
+        return
     for end in ends:
         end.close()
     for process in processes:
         process.join(timeout=1)
         if process.is_alive():
             process.kill()
+            process.join()
+
+
+@contextmanager
+def _whole() -> Iterator[None]:
+    """Ctrl-C waits until the end of the block: in the middle of a message it would leave the rest in the pipe, or lose
+    an answer that nobody sends again.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if came:
+            handler(*came[0])
 
 
 class _Interruptible:
@@ -289,6 +333,8 @@ def _serve(end: Connection, others: list[Connection], task: Task, device: torch.
                 guard.start()
             else:
                 guard.forget()
+            if what == "forget":
+                continue
             answer = _answer(batches, number, what, argument, task, device, say)
             guard.stop()
             say("answer", answer)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from adamtune.engines.sequential import cpu_threads
+from adamtune.errors import AdamtuneError
 from adamtune.history import History, TrialRequest
 from adamtune.population import NotVectorisable
 from adamtune.population.check import check
@@ -71,18 +72,22 @@ class StepTimes:
 
 
 def time_alone(task: Task, request: TrialRequest, device: torch.device) -> float:
-    """Seconds of a training step of one trial."""
-    quickest = math.inf
+    """Seconds of a training step of one trial; inf where its first raises, as it will again when it trains."""
+    timed: list[float] = []
     with cpu_threads():
-        trial = Trial(task, replace(request, probe=False, horizon=max(request.horizon, 1 + 2 * _TIMED_ALONE)), device)
-        trial.advance(1, evaluate=False)
-        _wait(device)
-        for rung in (1 + _TIMED_ALONE, 1 + 2 * _TIMED_ALONE):
-            began = time.perf_counter()
-            trial.advance(rung, evaluate=False)
-            _wait(device)
-            quickest = min(quickest, (time.perf_counter() - began) / _TIMED_ALONE)
-    return quickest
+        horizon = max(request.horizon, 1 + 2 * _TIMED_ALONE)
+        try:
+            trial = Trial(task, replace(request, probe=False, horizon=horizon), device)
+            for rung in (1, 1 + _TIMED_ALONE, 1 + 2 * _TIMED_ALONE):
+                _wait(device)
+                before, began = trial.step, time.perf_counter()
+                trial.advance(rung, evaluate=False)
+                _wait(device)
+                if trial.step > before:  # else it has diverged
+                    timed.append((time.perf_counter() - began) / (trial.step - before))
+        except AdamtuneError:
+            pass
+    return min(timed[1:] or timed, default=math.inf)  # the first warms up
 
 
 def time_steps(
@@ -91,6 +96,8 @@ def time_steps(
     """Time steps at growing widths, while a member's share falls, within `memory` bytes and about `most_seconds`."""
     began = time.perf_counter()
     alone = time_alone(task, requests[0], device)
+    if math.isinf(alone):
+        return StepTimes(alone, (), False, "its first training step raises")
     with cpu_threads():
         try:
             facts = check(task, requests, device)
@@ -130,7 +137,7 @@ def _time_stack(task: Task, requests: Sequence[TrialRequest], device: torch.devi
         }
         stack = Stack.start(task, members, feeds, noisy, device)
         quickest = math.inf
-        for step in range(steps):
+        for step in range(min(map(len, drawn.values()))):  # where batches end, training will tell
             _wait(device)
             began = time.perf_counter()
             stack.step({seed: batches[step] for seed, batches in drawn.items()}, step)

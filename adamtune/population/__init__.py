@@ -11,7 +11,7 @@ import itertools
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 
 import numpy as np
 import torch
@@ -24,7 +24,6 @@ from adamtune.population.joined import Uneven, joined
 from adamtune.population.stack import Stack
 from adamtune.population.state import Member, NotVectorisable, stacking
 from adamtune.task import Task
-from adamtune.task_calls import raised
 
 __all__ = ["NotVectorisable", "Population"]
 
@@ -45,7 +44,7 @@ class Population:
 
         Raises `NotVectorisable`, here and from `advance`: the trials must then be trained another way, from the start.
         """
-        self._task, self._device, self._on_steps = task, device, on_steps
+        self._device, self._on_steps = device, on_steps
         self._histories = [History(request) for request in requests]
         self._members = [
             Member(index, request, history)
@@ -64,6 +63,12 @@ class Population:
         ]
         for feed in self._feeds.values():
             feed.forget_model()
+
+    def close(self) -> None:
+        """Let go of models, optimizer states and batches; what still runs counts as pruned."""
+        for history in self._histories:
+            history.prune()
+        self._stacks, self._feeds, self._ahead = [], {}, {}
 
     def advance(self, to_step: int, evaluate: bool = True) -> list[RungReport | None]:
         """See `TrialBatch.advance`."""
@@ -90,10 +95,14 @@ class Population:
 
     def results(self) -> list[TrialResult]:
         """See `TrialBatch.results`."""
+        self.close()
         return [history.result() for history in self._histories]
 
     def _draw(self, count: int) -> dict[int, list[Drawn]]:
-        """By seed, what the next `count` steps train on; it stays in store until those steps are done."""
+        """By seed, what the next `count` steps train on; it stays in store until those steps are done.
+
+        Shorter for a seed whose batches end or raise before.
+        """
         for seed, store in self._ahead.items():
             missing = count - len(store)
             if missing > 0:
@@ -109,27 +118,44 @@ class Population:
         probed: dict[int, dict[str, float]] = {}
         self._drop_ended()
         while self._step < to_step and self._stacks:
-            count = min(INSPECT_EVERY, to_step - self._step)
-            window = self._draw(count)
-            python, numpy = random.getstate(), np.random.get_state()
-            versions = [drawn.versions() for seed in window for drawn in window[seed]]
-            self._stacks = [done for stack in self._stacks for done in self._train_window(stack, window, count)]
-            if versions != [drawn.versions() for seed in window for drawn in window[seed]]:
-                raise NotVectorisable("its loss changes its batch in place")
-            if random.getstate() != python or not same_numpy(np.random.get_state(), numpy):
-                random.setstate(python)
-                np.random.set_state(numpy)
-                raise NotVectorisable("its loss draws from Python's or NumPy's random numbers")
-            self._step += count
-            for store in self._ahead.values():
-                del store[:count]
+            wanted = min(INSPECT_EVERY, to_step - self._step)
+            window = self._draw(wanted)
+            count = min(map(len, window.values()))
+            if count:
+                self._train_all(window, count)
             if self._step == to_step:
                 for stack in self._stacks:
                     for row, member in enumerate(stack.members):
                         if member.request.probe and member.history.outcome is None:
                             probed[member.index] = stack.probe(row, self._step - 1)
             self._drop_ended()
+            if count < wanted:
+                self._fail({seed: self._feeds[seed] for seed, drawn in window.items() if len(drawn) == count})
         return probed
+
+    def _train_all(self, window: dict[int, list[Drawn]], count: int) -> None:
+        """Every stack through the next `count` steps."""
+        python, numpy = random.getstate(), np.random.get_state()
+        versions = [drawn.versions() for seed in window for drawn in window[seed]]
+        self._stacks = [done for stack in self._stacks for done in self._train_window(stack, window, count)]
+        if versions != [drawn.versions() for seed in window for drawn in window[seed]]:
+            raise NotVectorisable("its loss changes its batch in place")
+        if random.getstate() != python or not same_numpy(np.random.get_state(), numpy):
+            random.setstate(python)
+            np.random.set_state(numpy)
+            raise NotVectorisable("its loss draws from Python's or NumPy's random numbers")
+        self._step += count
+        for store in self._ahead.values():
+            del store[:count]
+
+    def _fail(self, feeds: dict[int, Feed]) -> None:
+        """Raise what came instead of these seeds' next batches, unless that is how their members' divergence shows."""
+        for stack in self._stacks:
+            self._lose_unsound(stack, [seed for seed, feed in feeds.items() if feed.task_raised])
+        self._drop_ended()
+        for seed, feed in feeds.items():
+            if feed.failure is not None and (seed in self._ahead or not feed.task_raised):
+                raise feed.failure
 
     def _train_window(self, stack: Stack, window: dict[int, list[Drawn]], count: int) -> list[Stack]:
         """One stack through the next `count` steps; it comes back in two where memory did not hold it in one."""
@@ -149,7 +175,13 @@ class Population:
                 raise
             if failure is not None:
                 if _out_of_memory(failure) and stack.width > 1 and stack.repeatable:
-                    one, other = stack.halves()
+                    try:
+                        one, other = stack.halves()
+                    except Exception as problem:
+                        self._settle(stack, step, losses)
+                        raise NotVectorisable(
+                            f"memory ends at training step {step + 1}, and its stack cannot be halved"
+                        ) from problem
                     mine = [values[: one.width] for values in losses]
                     theirs = [values[one.width :] for values in losses]
                     pending += [(one, step, mine), (other, step, theirs)]
@@ -177,10 +209,14 @@ class Population:
                 member.history.read(column)
         self._on_steps(trained)
 
-    def _lose_unsound(self, stack: Stack) -> bool:
-        """Let go of the members that have diverged or whose parameters show it; whether there were any."""
+    def _lose_unsound(self, stack: Stack, seeds: Container[int] | None = None) -> bool:
+        """Let go of the members that have diverged or whose parameters show it; whether there were any.
+
+        `seeds`: of the members whose parameters show it, only these seeds'.
+        """
         for member, sound in zip(stack.members, stack.sound(), strict=True):
-            if member.history.outcome is None and not sound:
+            asked = seeds is None or member.request.seed in seeds
+            if member.history.outcome is None and asked and not sound:
                 member.history.diverge(max(0, member.history.step - 1))
         return _drop_ended(stack)
 
@@ -195,9 +231,8 @@ class Population:
                 except Exception as problem:
                     if self._lose_unsound(stack):
                         continue
-                    raise raised(
-                        self._task, f"at the evaluation after training step {self._step}", problem
-                    ) from problem
+                    name = type(problem).__name__  # if the task is at fault, it will raise it again
+                    raise NotVectorisable(f"{name} at the evaluation after training step {self._step}") from problem
                 values |= {member.index: value for member, value in zip(stack.members, found, strict=True)}
                 break
         return values
@@ -239,7 +274,7 @@ def _portions(members: Sequence[Member], width: int, apart: bool) -> list[list[M
 def _uneven(window: dict[int, list[Drawn]]) -> bool:
     """Whether the seeds' batches cannot be stacked."""
     try:
-        for drawn in zip(*window.values(), strict=True):
+        for drawn in zip(*window.values(), strict=False):
             for batches in zip(*(one.batches for one in drawn), strict=True):
                 joined(batches)
     except Uneven:

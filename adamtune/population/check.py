@@ -25,8 +25,9 @@ _TOLERANCE = {"fp32": 2e-3, "bf16": 0.2}
 """How far a parameter's gradient may be from the one computed alone, as a share of its norm. Rounding is a hundredth of
 it; what this is for (weights kept out of the stack's sight, noise in another order) is mostly all of it."""
 _LOSS_TOLERANCE = {"fp32": 1e-4, "bf16": 0.05}
-"""The same for the loss, whose rounding is far smaller. It tells a loss that sums over `p.requires_grad` only: inside
-`torch.vmap` that is False."""
+"""The same for the loss, whose rounding is far smaller: a term that a stack leaves out may be a small one."""
+_IN_FLOAT64 = 1e-6
+"""Where a model computes in float64, what all these tolerances are multiplied with."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,10 @@ def _check(task: Task, requests: Sequence[TrialRequest], device: torch.device) -
         alone, drawn, facts = {}, {}, None
         for request in (first, other):
             feed = Feed(task, request.seed, device)
-            drawn[request.seed] = feed.draw(0, 1, first.recipe.accumulate, first.horizon, noisy=True)[0]
+            steps = feed.draw(0, 1, first.recipe.accumulate, first.horizon, noisy=True)
+            if feed.failure is not None:
+                raise feed.failure
+            drawn[request.seed] = steps[0]
             alone[request.seed], found = _train_alone(task, request, feed.model, drawn[request.seed], device)
             facts = facts or found
         assert facts is not None
@@ -141,12 +145,16 @@ def _compare(
     feeds = {request.seed: Feed(task, request.seed, device) for request in pair}
     stack = Stack.start(task, members, feeds, noisy, device)
     with stack.watched() as where, _one_reason(where):
-        losses = stack.backward(drawn, 0).tolist()
-    share = _TOLERANCE[pair[0].recipe.precision]
+        losses = stack.backward(drawn, 0)
+    precision = pair[0].recipe.precision
+    computed = [losses, *(gradient for gradient in stack.gradients(0).values() if gradient is not None)]
+    finer = _IN_FLOAT64 if all(tensor.dtype == torch.float64 for tensor in computed) else 1.0
+    share, loss_share = finer * _TOLERANCE[precision], finer * _LOSS_TOLERANCE[precision]
     for row, request in enumerate(pair):
         one, scale = alone[request.seed], 0.0
-        if abs(losses[row] - one.loss) > _LOSS_TOLERANCE[pair[0].recipe.precision] * max(1e-6, abs(one.loss)):
-            raise NotVectorisable(f"in a stack its first loss is {losses[row]:.6g}, alone {one.loss:.6g}")
+        loss = float(losses[row])
+        if abs(loss - one.loss) > loss_share * max(1e-6, abs(one.loss)):
+            raise NotVectorisable(f"in a stack its first loss is {loss:.6g}, alone {one.loss:.6g}")
         scale = max((float(g.norm()) for g in one.gradients.values() if g is not None), default=0.0)
         for name, gradient in stack.gradients(row).items():
             reference = one.gradients[name]
@@ -156,10 +164,11 @@ def _compare(
                 )
             if gradient is None or reference is None:
                 continue
-            if float((gradient - reference).norm()) > share * float(reference.norm()) + 1e-5 * scale:
+            if float((gradient - reference).norm()) > share * float(reference.norm()) + finer * 1e-5 * scale:
                 raise NotVectorisable(f"in a stack the gradient of the parameter '{name}' is another")
         for name, buffer in stack.buffers(row).items():
-            if not torch.allclose(buffer.double(), one.buffers[name].double(), rtol=share, atol=1e-6, equal_nan=True):
+            mine, reference = buffer.double(), one.buffers[name].double()
+            if not torch.allclose(mine, reference, rtol=share, atol=finer * 1e-6, equal_nan=True):
                 raise NotVectorisable(f"in a stack the buffer '{name}' is not kept")
 
 

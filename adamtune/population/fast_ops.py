@@ -1,7 +1,7 @@
 """Quicker ways to run a few operations for all members at once than `torch.vmap`'s own.
 
-Nothing here changes what is computed, only the layout it is computed in; without it a stack trains the same, more
-slowly. Why each is quicker (measured on CPU):
+Nothing here changes what is computed, only the layout it is computed in; without it a stack trains the same more
+slowly, or is refused. Why each is quicker (measured on CPU):
 
 - `linear`: one batched GEMM whose weight gradient comes out in the weight's own layout; vmap's is transposed, and
   autograd copies it.
@@ -9,6 +9,7 @@ slowly. Why each is quicker (measured on CPU):
   first it is 2.5 times slower, and max-pooling 16 times.
 - `scaled_dot_product_attention`: the members join the batch; vmap runs the fused kernel once a member.
 - `dropout`: the noise is drawn once for all members (they share a seed), in the order in which one model draws it.
+- `group_norm`: the members join the batch; vmap's own refuses channels-last layouts.
 
 They lie below `torch.vmap`'s public surface, so where torch has moved what they rest on, they are left out.
 """
@@ -38,6 +39,8 @@ try:
 except ImportError:  # another torch
     AVAILABLE = False
 
+_ASKS_FOR_GRADIENT = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
+
 Folded = tuple[Tensor, int]
 """A result for all members, and which of its dimensions counts them."""
 Rule = Callable[..., Folded | None]
@@ -45,6 +48,17 @@ Rule = Callable[..., Folded | None]
 positional arguments and the keywords; None where it does not apply."""
 
 _CHANNELS_LAST = torch.channels_last
+
+
+def of_members(tensor: Tensor) -> bool:
+    """Whether it stands for one tensor a member, which holds within `torch.vmap` only."""
+    return AVAILABLE and bool(is_batchedtensor(tensor))
+
+
+def _underlying(tensor: Tensor) -> Tensor:
+    while of_members(tensor):
+        tensor = get_unwrapped(tensor)
+    return tensor
 
 
 class _Linear(torch.autograd.Function):
@@ -116,9 +130,9 @@ def _conv2d(
     logical = x.ndim - (dims[0] is not None)
     if dims[1] != 0 or not own_bias or logical != 4 or x.device.type != "cpu" or isinstance(padding, str):
         return None
-    if dims[0] is None and groups > 1:
-        return None
     shared = dims[0] is None
+    if count < 2 or (shared and groups > 1):  # for one member the layout is the one that the model has alone
+        return None
     source = _channels_last(x) if dims[0] is None else _members_as_channels(x, dims[0])
     filters = weight.flatten(0, 1).contiguous(memory_format=_CHANNELS_LAST)
     offsets = bias.flatten() if bias is not None else None
@@ -129,7 +143,7 @@ def _conv2d(
 
 
 def _max_pool2d(count: int, dims: Sequence[int | None], x: Tensor, *args: Any, **options: Any) -> Folded | None:
-    if dims[0] is None or x.ndim != 5 or x.device.type != "cpu" or options.get("return_indices"):
+    if dims[0] is None or count < 2 or x.ndim != 5 or x.device.type != "cpu" or options.get("return_indices"):
         return None
     out = functional.max_pool2d(_members_as_channels(x, dims[0]), *args, **options)
     out = _ChannelsLastGradient.apply(out)  # type: ignore[no-untyped-call]
@@ -162,8 +176,38 @@ def _dropout(
     if not training or inplace or not 0 < p < 1 or dims[0] is None or x.device.type != "cpu":
         return None
     x = x.movedim(dims[0], 0)
-    noise = torch.empty_like(x[0]).bernoulli_(1 - p).div_(1 - p)  # as torch's own dropout on the CPU does
-    return x * noise, 0
+    # As torch's own dropout on the CPU does, which draws in the order of the memory.
+    one = torch.empty(x[0].shape, dtype=x.dtype) if _laid_out_here(count, x[0]) else torch.empty_like(x[0])
+    return x * one.bernoulli_(1 - p).div_(1 - p), 0
+
+
+def _laid_out_here(count: int, x: Tensor) -> bool:
+    """Whether one member's `x` (N, C, H, W) has the layout of the rules above; the model alone has channels first."""
+    if x.ndim != 4:
+        return False
+    pixels = [stride for size, stride in zip(x.shape[2:], x.stride()[2:], strict=True) if size > 1]
+    return count > 1 and bool(pixels) and pixels[-1] == count * x.shape[1] and (x.shape[1] == 1 or x.stride(1) == 1)
+
+
+def _group_norm(
+    count: int,
+    dims: Sequence[int | None],
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Folded | None:
+    if dims[0] is None:
+        return None
+    x = x.movedim(dims[0], 0).contiguous()
+    out = functional.group_norm(x.flatten(0, 1), num_groups, eps=eps).view(x.shape)
+    scaled = out
+    if weight is not None:
+        scaled = scaled * weight.view(-1, 1, x.shape[2], *[1] * (x.ndim - 3))
+    if bias is not None:
+        scaled = scaled + bias.view(-1, 1, x.shape[2], *[1] * (x.ndim - 3))
+    return scaled.to(out.dtype), 0
 
 
 _RULES: dict[Any, Rule] = {
@@ -172,11 +216,16 @@ _RULES: dict[Any, Rule] = {
     functional.max_pool2d: _max_pool2d,
     torch.max_pool2d: _max_pool2d,
     functional.scaled_dot_product_attention: _attention,
+    functional.group_norm: _group_norm,
 }
 
 
 class FastOps(TorchFunctionMode):
-    """Inside, a call of one of these functions on members runs by its rule. For use within a `torch.vmap`."""
+    """Inside, a call of one of these functions on members runs by its rule. For use within a `torch.vmap`.
+
+    There too, a tensor's `requires_grad` is that of the members': torch's own answer is False, and a penalty on
+    `p for p in model.parameters() if p.requires_grad` would be left out.
+    """
 
     def __init__(self, count: int, noisy: bool) -> None:
         """`count` members; `noisy` where they share one seed, so that they share their noise too."""
@@ -187,6 +236,8 @@ class FastOps(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run `func` by its rule, or as it is."""
         kwargs = kwargs or {}
+        if func == _ASKS_FOR_GRADIENT:
+            return _underlying(args[0]).requires_grad
         rule = self._rules.get(func)
         if rule is not None:
             out = self._fold(rule, args, kwargs)
@@ -198,6 +249,8 @@ class FastOps(TorchFunctionMode):
         level: int | None = None
         dims: list[int | None] = []
         plain: list[Any] = []
+        if rule is _group_norm:  # torch hands its tensors on by keyword, always in this order
+            args, kwargs = (*args, *kwargs.values()), {}
         for arg in args:
             if isinstance(arg, Tensor) and is_batchedtensor(arg):
                 if level not in (None, maybe_get_level(arg)):

@@ -38,6 +38,10 @@ class Feed:
     def __init__(self, task: Task, seed: int, device: torch.device) -> None:
         """Draw the model. Raises `TaskError` where the task fails."""
         self.seed = seed
+        self.failure: AdamtuneError | None = None
+        """Why no more batches can be drawn; to be raised when the step that wants them is trained."""
+        self.task_raised = False
+        """Whether that is what the task's own code raised, and not that its batches ended."""
         self._task, self._device = task, device
         self._random = RandomState(derive_seed(seed, Stream.INIT))
         with self._random.active(device):
@@ -56,11 +60,13 @@ class Feed:
         self.model = nn.Module()
 
     def draw(self, first: int, count: int, accumulate: int, horizon: int, noisy: bool) -> list[Drawn]:
-        """The batches of `count` steps from step `first` on, `accumulate` a step.
+        """The batches of `count` steps from step `first` on, `accumulate` a step; fewer where there is a `failure`.
 
         `noisy`: the loss goes on with torch's random stream where drawing left it, so that is taken down.
         """
-        drawn = []
+        drawn: list[Drawn] = []
+        if self.failure is not None:
+            return drawn
         with self._random.active(self._device):
             for step in range(first, first + count):
                 seed_torch(derive_seed(self.seed, Stream.STEP, step), self._device)
@@ -70,10 +76,13 @@ class Feed:
                         _kept(batch_to(next_batch(self._task, self._batches, step, horizon), self._device))
                         for _ in range(accumulate)
                     )
-                except AdamtuneError:
-                    raise
+                except AdamtuneError as problem:
+                    self.failure = problem
+                    return drawn
                 except Exception as problem:
-                    raise raised(self._task, f"at training step {step + 1}", problem) from problem
+                    self.failure, self.task_raised = raised(self._task, f"at training step {step + 1}", problem), True
+                    self.failure.__cause__ = problem
+                    return drawn
                 if before is None:
                     drawn.append(Drawn(batches))
                 else:

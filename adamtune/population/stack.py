@@ -1,4 +1,4 @@
-"""A stack: the models of many members as one model, each parameter with a leading dimension that counts members.
+"""A stack: members that train in step, as one model.
 
 One forward pass by `torch.vmap` and one backward pass over the sum of the losses serve all of them: a member's loss
 does not depend on another's parameters, so neither does its gradient. The update is torch's own fused kernel, once for
@@ -8,44 +8,28 @@ operations takes, which would cost as much as the training itself.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from adamtune.groups import ParamGroup, param_groups
 from adamtune.history import TrialRequest
 from adamtune.optim import moves, optimizer_for
-from adamtune.population.fast_ops import FastOps
+from adamtune.population.evaluation import evaluate
 from adamtune.population.feed import Drawn, Feed
 from adamtune.population.joined import joined
-from adamtune.population.state import PREFIX, Member, NotVectorisable, State, stacked
+from adamtune.population.stacked_model import Measure, StackedModel
+from adamtune.population.state import PREFIX, Member, NotVectorisable
 from adamtune.probe import AdamProbe
-from adamtune.randomness import RandomState, Stream, derive_seed, seed_torch
 from adamtune.recipe import Recipe
-from adamtune.task import Batch, Task, batch_rows, batch_to
-from adamtune.task_calls import check_loss, no_validation
+from adamtune.task import Batch, Task
+from adamtune.task_calls import check_loss
 from adamtune.trial import HUGE, autocast
-
-Measure = Callable[[nn.Module, Batch], Tensor]
-
-
-class _Call(nn.Module):
-    """Calls `function(model, batch)` as a forward pass, so that `functional_call` lends the model its parameters."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, function: Measure, batch: Batch) -> Any:
-        return function(self.model, batch)
 
 
 @dataclass(frozen=True)
@@ -69,20 +53,11 @@ class Stack:
     """Members that train in step. They agree in horizon, precision and accumulation."""
 
     def __init__(
-        self,
-        task: Task,
-        members: Sequence[Member],
-        call: _Call,
-        names: list[str],
-        state: State,
-        shared: dict[str, Tensor],
-        noisy: bool,
-        device: torch.device,
+        self, task: Task, members: Sequence[Member], model: StackedModel, noisy: bool, device: torch.device
     ) -> None:
         """Use `start`."""
-        self._task, self.members, self._call, self._names = task, list(members), call, names
-        self._state, self._shared, self._noisy, self._device = state, shared, noisy, device
-        call.train()
+        self._task, self.members, self._model = task, list(members), model
+        self._noisy, self._device = noisy, device
         self._settle()
 
     @classmethod
@@ -100,8 +75,7 @@ class Stack:
             raise NotVectorisable("its noise differs by seed")
         models = {seed: feeds[seed].model for seed in seeds}
         by_adam = any(member.request.recipe.optimizer != "sgd" for member in members)
-        state, shared, names = stacked(models, seeds, by_adam, device)
-        return cls(task, members, _Call(copy.deepcopy(models[seeds[0]])), names, state, shared, noisy, device)
+        return cls(task, members, StackedModel.start(models, seeds, by_adam, device), noisy, device)
 
     @property
     def width(self) -> int:
@@ -111,7 +85,7 @@ class Stack:
     @property
     def repeatable(self) -> bool:
         """Whether a step that raised may be taken again: no buffer can have been changed on the way."""
-        return next(self._call.buffers(), None) is None
+        return next(self._model.module.buffers(), None) is None
 
     def step(self, drawn: Mapping[int, Drawn], step: int) -> Tensor:
         """Train every member one step, `step` from 0, on what its seed has drawn; the losses (width,), on the device.
@@ -127,52 +101,28 @@ class Stack:
         self._update(step)
         return losses
 
-    @contextmanager
-    def watched(self) -> Iterator[list[str]]:
-        """Inside, the list holds the modules whose forward pass is under way, innermost last, also once one raises."""
-        under_way: list[str] = []
-        hooks = []
-        for name, module in self._call.model.named_modules():
-            label = f"'{name}' ({type(module).__name__})" if name else f"the model ({type(module).__name__})"
-            hooks.append(module.register_forward_pre_hook(lambda *_, label=label: under_way.append(label)))
-            hooks.append(module.register_forward_hook(lambda *_: under_way.pop() and None))
-        try:
-            yield under_way
-        finally:
-            for hook in hooks:
-                hook.remove()
+    def watched(self) -> AbstractContextManager[list[str]]:
+        """See `StackedModel.watched`."""
+        return self._model.watched()
 
     def gradients(self, row: int) -> dict[str, Tensor | None]:
         """The gradients of one member, by parameter name, from its last step."""
         return {
             name.removeprefix(PREFIX): None if param.grad is None else param.grad[row]
-            for name, param in zip(self._names, self._state.params, strict=True)
+            for name, param in zip(self._model.names, self._model.state.params, strict=True)
         }
 
     def buffers(self, row: int) -> dict[str, Tensor]:
         """The buffers of one member, by name."""
-        own = {name: tensor[row] for name, tensor in self._state.buffers.items()} | self._shared
-        known = {PREFIX + name for name, _ in self._call.model.named_buffers()}
-        return {name.removeprefix(PREFIX): tensor for name, tensor in own.items() if name in known}
+        return self._model.buffers(row)
 
     def evaluate(self) -> list[dict[str, float]]:
-        """Validation loss and metrics of every member, as a trial alone measures them."""
-        values: list[dict[str, float]] = [{} for _ in self.members]
-        for seed in dict.fromkeys(member.request.seed for member in self.members):
-            rows = [row for row, member in enumerate(self.members) if member.request.seed == seed]
-            try:
-                found = self._measured(seed, rows)
-            except NotVectorisable:
-                raise
-            except Exception:  # a metric that calls item(), memory that ends: whatever it is, one by one will tell
-                found = [self._measured_alone(seed, row) for row in rows]
-            for row, value in zip(rows, found, strict=True):
-                values[row] = value
-        return values
+        """See `evaluation.evaluate`."""
+        return evaluate(self._task, self.members, self._model, self._device)
 
     def probe(self, row: int, step: int) -> dict[str, float]:
         """What `AdamProbe` records of one member after the update of `step`."""
-        state = self._state
+        state = self._model.state
         params = []
         for param in state.params:
             own = nn.Parameter(param.detach()[row])
@@ -196,33 +146,27 @@ class Stack:
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only."""
-        if not rows:
-            self.members, self._state = [], State([], [], [], {}, [])
-        elif len(rows) < self.width:
-            self._state = self._state.rows(torch.tensor(rows, device=self._device))
+        if len(rows) < self.width:
+            self._model.keep(rows)
             self.members = [self.members[row] for row in rows]
             self._settle()
 
     def halves(self) -> tuple[Stack, Stack]:
         """Two stacks in place of this one."""
         middle = self.width // 2
-        other = Stack(
-            self._task, self.members, copy.deepcopy(self._call), self._names, self._state, self._shared, self._noisy,
-            self._device,
-        )  # fmt: skip
-        other._shared = {name: tensor.clone() for name, tensor in self._shared.items()}
+        other = Stack(self._task, self.members, self._model.another(), self._noisy, self._device)
         other.keep(range(middle, self.width))
         self.keep(range(middle))
         return self, other
 
     def sound(self) -> list[bool]:
         """By member: whether no parameter is NaN, infinite or huge; see `adamtune.trial`."""
-        fine = [(param.detach().abs() < HUGE).reshape(self.width, -1).all(1) for param in self._state.params]
+        fine = [(param.detach().abs() < HUGE).reshape(self.width, -1).all(1) for param in self._model.state.params]
         return [bool(value) for value in torch.stack(fine).all(0).tolist()]
 
     def _settle(self) -> None:
         """Find again what depends on who is in the stack: runs, and the views of each row that are updated."""
-        state = self._state
+        state = self._model.state
         self._runs = self._find_runs()
         self._views = [
             [tensor.detach().unbind() for tensor in tensors] for tensors in (state.params, state.first, state.second)
@@ -244,8 +188,8 @@ class Stack:
         return runs
 
     def _run(self, rows: range, request: TrialRequest, recipe: Recipe) -> _Run:
-        places = {name.removeprefix(PREFIX): place for place, name in enumerate(self._names)}
-        groups = param_groups(recipe, self._call.model)
+        places = {name.removeprefix(PREFIX): place for place, name in enumerate(self._model.names)}
+        groups = param_groups(recipe, self._model.module)
         curves = moves(groups, request.multiplier, request.ramped)
         found = [
             ([places[name] for name in group.names], group, move) for group, move in zip(groups, curves, strict=True)
@@ -267,7 +211,7 @@ class Stack:
             else:
                 batch, dims = joined([drawn[seed].batches[turn] for seed in seeds])
             with autocast(recipe.precision, self._device):
-                losses = self._call_all(self._loss_at(step), batch, dims, "same" if self._noisy else "error")
+                losses = self._model.call_all(self._loss_at(step), batch, dims, "same" if self._noisy else "error")
             check_loss(self._task, losses.sum(), step)
             shares = losses / recipe.accumulate
             shares.sum().backward()  # type: ignore[no-untyped-call]
@@ -283,50 +227,9 @@ class Stack:
 
         return loss
 
-    def _call_all(
-        self, function: Measure, batch: Batch, batch_dims: Any, randomness: str, rows: list[int] | None = None
-    ) -> Tensor:
-        """`function(model, batch)` for every member, or those in `rows`. `batch_dims` None: they share the batch."""
-        tensors = dict(zip(self._names, self._state.params, strict=True)) | self._state.buffers
-        if rows is not None and len(rows) < self.width:
-            picked = torch.tensor(rows, device=self._device)
-            tensors = {name: tensor.index_select(0, picked) for name, tensor in tensors.items()}
-        count = self.width if rows is None else len(rows)
-        noisy = randomness == "same"
-
-        def one(own: dict[str, Tensor], own_batch: Batch) -> Any:
-            with FastOps(count, noisy):
-                return self._call_one(own, function, batch if batch_dims is None else own_batch)
-
-        passed, dims = (0, None) if batch_dims is None else (batch, batch_dims)
-        own = {name: tensors[name].clone() for name in self._state.buffers} if rows is not None else {}
-        out: Tensor = torch.vmap(one, in_dims=(0, dims), randomness=randomness)(tensors, passed)
-        if any(not torch.allclose(tensors[name], before, 0.0, 0.0, equal_nan=True) for name, before in own.items()):
-            raise NotVectorisable("its model changes a buffer where it is evaluated")
-        return out
-
-    def _kept_state(self) -> dict[str, object]:
-        """What modules keep beside parameters and float buffers: counters and flags, in buffers and as attributes."""
-        kept: dict[str, object] = {name: tensor.tolist() for name, tensor in self._shared.items() if not tensor.ndim}
-        for name, module in self._call.model.named_modules():
-            for key, value in vars(module).items():
-                if key != "training" and isinstance(value, bool | int | float | str):
-                    kept[f"{name}.{key}"] = value
-        return kept
-
-    def _call_one(self, own: dict[str, Tensor], function: Measure, batch: Batch) -> Any:
-        """`function(model, batch)` with one member's parameters and buffers."""
-        given = self._shared | own
-        lent = dict(given)
-        out = functional_call(self._call, lent, (function, batch))
-        for name, tensor in given.items():  # torch hands back there what the model has put in place of a buffer
-            if lent[name] is not tensor:
-                raise NotVectorisable(f"its model puts another tensor in place of '{name.removeprefix(PREFIX)}'")
-        return out
-
     def _clip(self) -> None:
         limits = [member.request.recipe.clip_norm for member in self.members]
-        gradients = [param.grad for param in self._state.params if param.grad is not None]
+        gradients = [param.grad for param in self._model.state.params if param.grad is not None]
         if not gradients or all(limit is None for limit in limits):
             return
         # As torch.nn.utils.clip_grad_norm_: the norm of the tensors' norms, and a coefficient of at most one.
@@ -334,15 +237,17 @@ class Stack:
             [torch.linalg.vector_norm(gradient.reshape(self.width, -1), dim=1) for gradient in gradients]
         )
         total = torch.linalg.vector_norm(norms, dim=0)
-        most = torch.tensor([math.inf if limit is None else limit for limit in limits], device=self._device)
+        most = torch.tensor(
+            [math.inf if limit is None else limit for limit in limits], dtype=total.dtype, device=self._device
+        )
         free = torch.tensor([limit is None for limit in limits], device=self._device)
-        share = torch.where(free, torch.ones_like(total), (most.to(total.dtype) / (total + 1e-6)).clamp(max=1.0))
+        share = torch.where(free, torch.ones_like(total), (most / (total + 1e-6)).clamp(max=1.0))
         for gradient in gradients:
             gradient.mul_(share.view(-1, *[1] * (gradient.ndim - 1)).to(gradient.dtype))
 
     @torch.no_grad()
     def _update(self, step: int) -> None:
-        state = self._state
+        state = self._model.state
         gradients = {place: param.grad.unbind() for place, param in enumerate(state.params) if param.grad is not None}
         if not gradients:
             return
@@ -378,65 +283,14 @@ class Stack:
             return
         kernel = torch._fused_adamw_ if recipe.optimizer == "adamw" else torch._fused_adam_
         kernel(
-            params, own, first, second, [], [self._state.steps[place] for place, _ in mine], lr=lr,
+            params, own, first, second, [], [self._model.state.steps[place] for place, _ in mine], lr=lr,
             beta1=group.betas[0], beta2=group.betas[1], weight_decay=group.weight_decay, eps=group.eps, amsgrad=False,
             maximize=False,
         )  # fmt: skip
 
     def _forget_gradients(self) -> None:
-        for param in self._state.params:
+        for param in self._model.state.params:
             param.grad = None
-
-    def _measured(self, seed: int, rows: list[int]) -> list[dict[str, float]]:
-        def measure(name: str, function: Measure, batch: Batch) -> list[float]:
-            def number(model: nn.Module, own: Batch) -> Tensor:
-                return torch.as_tensor(function(model, own)).reshape(())
-
-            return self._call_all(number, batch, None, "same", rows).double().tolist()
-
-        return self._evaluated(seed, len(rows), measure)
-
-    def _measured_alone(self, seed: int, row: int) -> dict[str, float]:
-        state = self._state
-        own = {name: param.detach()[row] for name, param in zip(self._names, state.params, strict=True)}
-        own |= {name: tensor[row] for name, tensor in state.buffers.items()}
-
-        def measure(name: str, function: Measure, batch: Batch) -> list[float]:
-            return [float(self._call_one(own, function, batch))]
-
-        return self._evaluated(seed, 1, measure)[0]
-
-    def _evaluated(
-        self, seed: int, count: int, measure: Callable[[str, Measure, Batch], list[float]]
-    ) -> list[dict[str, float]]:
-        """Means over the validation batches, weighed by their rows; `measure` gives one batch's, one a member."""
-        measures: dict[str, Measure] = {"loss": self._task.loss, **self._task.metrics}
-        sums = {name: [0.0] * count for name in measures}
-        rows = 0
-        stream = derive_seed(seed, Stream.EVALUATION)
-        state = self._kept_state()
-        self._call.eval()
-        try:
-            with (
-                RandomState(stream).active(self._device),
-                torch.no_grad(),
-                autocast(self.members[0].request.recipe.precision, self._device),
-            ):
-                seed_torch(stream, self._device)
-                for host_batch in self._task.val_batches():
-                    batch = batch_to(host_batch, self._device)
-                    size = batch_rows(batch)
-                    rows += size
-                    for name, function in measures.items():
-                        for place, value in enumerate(measure(name, function, batch)):
-                            sums[name][place] += size * value
-        finally:
-            self._call.train()
-        if self._kept_state() != state:  # a trial alone keeps it once, and here each seed measures in turn
-            raise NotVectorisable("its model keeps something of what it is evaluated on")
-        if not rows:
-            raise no_validation(self._task)
-        return [{name: totals[place] / rows for name, totals in sums.items()} for place in range(count)]
 
 
 def _same_update(one: TrialRequest, other: TrialRequest) -> bool:

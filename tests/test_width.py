@@ -1,0 +1,70 @@
+"""How wide a stack should be, from the times of a few steps."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from stacked import CPU, mlp, requests, task
+from torch import Tensor, nn
+
+from adamtune.engines.memory import free_memory
+from adamtune.engines.width import StepTimes, time_steps
+from adamtune.population.check import check
+
+ASKED = requests()
+TIMES = StepTimes(1.0, ((2, 1.2), (4, 1.6), (8, 2.0), (16, 8.0)), False, "")
+
+
+def test_the_width_is_the_one_at_which_a_member_costs_least() -> None:
+    assert TIMES.width == 8
+    assert StepTimes(1.0, ((2, 1.99), (4, 3.99)), False, "").width == 1  # no gain worth a stack
+    assert StepTimes(1.0, (), False, "no").width == 1
+
+
+def test_seconds_of_a_step_are_interpolated_and_split_over_stacks() -> None:
+    assert TIMES.seconds(8) == pytest.approx(2.0)
+    assert TIMES.seconds(6) == pytest.approx(1.8)
+    assert TIMES.seconds(16) == pytest.approx(4.0)  # two stacks of eight, not one of sixteen
+    assert TIMES.seconds(12) == pytest.approx(3.6)
+    assert TIMES.seconds(1) == math.inf
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=6))
+def test_stacks_pay_where_they_are_quicker_than_one_by_one(counts: list[int]) -> None:
+    assert TIMES.pays(counts) == (
+        max(counts) > 1 and sum(min(TIMES.seconds(n), n) for n in counts) < 0.97 * sum(counts)
+    )
+    assert not StepTimes(1.0, ((2, 2.5),), False, "").pays(counts)
+
+
+def test_stacks_are_no_wider_than_the_memory_allows() -> None:
+    facts = check(task(), ASKED, CPU)
+    assert facts.state == 4 * 97 * 8  # parameters, gradients and both moments of a double each
+    assert 8 * 16 * 8 <= facts.activations <= 10 * 8 * 16 * 8
+    for memory, most in ((0.0, 2), (10.0 * (facts.state + facts.activations), 4)):
+        assert max(width for width, _ in time_steps(task(), ASKED, CPU, memory, 9.0).stacked) <= most
+
+
+def test_why_trials_cannot_be_stacked_is_part_of_what_was_measured() -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = mlp()
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.body(x)
+            return out if out.sum() > 0 else 0.5 * out
+
+    times = time_steps(task(Branching), ASKED, CPU, 1e9, 1.0)
+    assert (times.stacked, times.width) == ((), 1)
+    assert "the model (Branching)" in times.note
+    assert not times.pays([100])
+
+
+def test_free_memory_is_that_of_this_machine() -> None:
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < free_memory(CPU) <= total
