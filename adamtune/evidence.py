@@ -162,4 +162,7 @@ def _quantile(freedom: int, error: float) -> float:
 def _in_noise(differences: Sequence[float]) -> str:
     """The effect on the scale of the noise that is left between seeds after pairing."""
     noise = statistics.stdev(differences) if len(differences) > 1 else 0.0
-    return f", {abs(statistics.fmean(differences)) / noise:.1f} times the noise between seeds" if noise else ""
+    if not noise:
+        return ""
+    times = abs(statistics.fmean(differences)) / noise
+    return f", {f'{times:.1f}' if times < 1000 else 'over 1,000'} times the noise between seeds"

@@ -17,10 +17,10 @@ from adamtune.stages.context import BudgetSpent, StageAnswer, StageContext, Tria
 from adamtune.stages.costs import budget_steps
 from adamtune.trial import TrialResult
 
-_FULL_TRIALS_FOR: dict[StageName, int] = {"lr_range": 0, "lr": 0, "beta1": 10, "eps": 25}
+_FULL_TRIALS_FOR: dict[StageName, int] = {"lr_range": 0, "lr": 0, "portfolio": 25, "beta1": 10, "eps": 25}
 _FULL_TRIALS_FOR_THE_REST = 40
 """How many full trials must be affordable before `auto` asks a stage: lr alone under ten, beta1 from ten, eps from 25,
-beta2 and all else with many more (Google's tuning playbook)."""
+beta2 and all else with many more (Google's tuning playbook). A portfolio is no knob of its own; 25 can pay for it."""
 
 
 OTHER_SEEDS = 10
@@ -29,7 +29,7 @@ OTHER_SEEDS = 10
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A stage to ask, and the most training steps it can take."""
+    """A stage to ask, and the training steps it is reckoned with; it often takes fewer, as trials are pruned."""
 
     name: StageName
     question: str
@@ -47,8 +47,8 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """The most training steps the whole sweep can take."""
-        return sum(stage.steps for stage in self.stages) + self.final_steps
+        """What the whole sweep is reckoned with: all stages, or the budget where it ends before."""
+        return round(min(sum(stage.steps for stage in self.stages) + self.final_steps, self.budget))
 
 
 @dataclass(frozen=True)
@@ -104,26 +104,27 @@ def final_steps(spec: Spec) -> int:
 
 
 def make_plan(spec: Spec, groups: Sequence[ParamGroup] = ()) -> Plan:
-    """The stages the spec lists, or as many as its budget can pay in full, lr first.
+    """The stages the spec lists, or all that its budget is large enough for, lr first.
 
-    `groups` are the model's by the base recipe. `auto` leaves out what cannot matter to them.
+    `groups` are the model's by the base recipe. `auto` leaves out what cannot matter to them. What the stages are
+    reckoned with may add up to more than the budget: the later ones are asked as far as it goes.
 
     Raises `InputError` when the budget cannot pay for the first question and the last comparison.
     """
     budget, final = budget_steps(spec), final_steps(spec)
     planned: list[PlannedStage] = []
-    left = budget - final
     for stage in REGISTRY.values():
         missing = bool(stage.missing(spec, groups))
         steps = 0 if missing else stage.cost(spec)
         listed = stage.name in spec.stages if spec.stages is not None else False
-        # `auto` always asks for lr, on whatever is left; further questions only when they can be asked in full.
-        affordable = stage.name in ("lr_range", "lr") or steps <= left
+        # `auto` always asks for lr; further questions only when the budget could pay for lr and for them.
+        affordable = (
+            stage.name in ("lr_range", "lr") or sum(first.steps for first in planned[:2]) + steps <= budget - final
+        )
         enough = _FULL_TRIALS_FOR.get(stage.name, _FULL_TRIALS_FOR_THE_REST) * spec.horizon
         wanted = spec.stages is None and budget >= enough and affordable and not missing
         if listed or wanted:
             planned.append(PlannedStage(stage.name, stage.question, steps))
-            left -= steps
     if spec.stages is not None:
         planned.sort(key=lambda stage: spec.stages.index(stage.name) if spec.stages else 0)
     first = [stage.steps for stage in planned[: 2 if planned[0].name == "lr_range" else 1]]

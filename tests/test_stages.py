@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -13,17 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adamtune.errors import InputError, NothingLearned
-from adamtune.evidence import Verdict
+from adamtune.evidence import LOOKS, Verdict
 from adamtune.plan import Progress, make_plan, run_plan
 from adamtune.recipe import Recipe
 from adamtune.spec import STAGES, Budget, Objective, Spec, TaskSpec
 from adamtune.stages import REGISTRY, lr, lr_range
 from adamtune.stages.choose import Question, choose, numbers
-from adamtune.stages.context import BudgetSpent, Seeds, StageAnswer, StageContext
-from adamtune.stages.lr import Response, ladder, optimum, spread
+from adamtune.stages.context import CONFIRM_SEEDS, BudgetSpent, Seeds, StageAnswer, StageContext
+from adamtune.stages.lr import ladder
 from adamtune.stages.lr_bracket import bracket, for_horizon
 from adamtune.stages.lr_curve import RangeStatus, read_curve, smooth
 from adamtune.stages.lr_range import range_test
+from adamtune.stages.lr_response import Response, optimum
 from adamtune.trial import Outcome, Ramp
 
 # --- reading a range test
@@ -251,7 +251,8 @@ def test_the_optimum_is_the_best_tried_where_there_is_nothing_to_fit() -> None:
         ((4.0, 3.0, 2.0, 1.0), 1.0),
         ((2.0, 1.0, math.inf, math.inf), 1e-2),
         ((math.inf, 1.0, 2.0, 3.0), 1e-2),
-        ((1.0, 1.0, 1.0, 1.0), 1e-3),
+        ((1.0, 1.0, 1.0, 1.0), 1.0),
+        ((math.inf, math.inf, math.inf, math.inf), 1e-3),
     ]:
         assert optimum(Response(20, tuple(lrs), scores)) == best
 
@@ -262,23 +263,8 @@ def test_the_optimum_lies_between_the_neighbours_of_the_best(scores: list[float]
     got = Response(20, tuple(lrs), tuple(scores))
     near = lrs[max(0, got.best - 1) : got.best + 2]
     assert near[0] * 0.999 <= optimum(got) <= near[-1] * 1.001
-    assert got.at_low_end == (scores[0] == min(scores))
+    assert not got.at_low_end or scores[0] == min(scores)
     assert not got.at_high_end or scores[-1] == min(scores)
-
-
-@given(st.floats(-7, 1), st.floats(0, 4), st.sampled_from([0.25, 0.5, 1.0]))
-def test_a_spread_covers_its_range_and_no_more_in_even_steps(low: float, decades: float, spacing: float) -> None:
-    lrs = spread(10**low, 10 ** (low + decades), spacing)
-    logs = [math.log10(lr) for lr in lrs]
-    assert low - spacing < logs[0] <= low + 1e-6
-    assert low + decades - 1e-6 <= logs[-1] < low + decades + spacing
-    assert [b - a for a, b in itertools.pairwise(logs)] == pytest.approx([spacing] * (len(logs) - 1))
-    assert [x / spacing for x in logs] == pytest.approx([round(x / spacing) for x in logs], abs=1e-6)
-
-
-def test_a_spread_over_whole_steps_has_no_more_points_than_it_needs() -> None:
-    assert spread(1e-4, 1e-2, 0.5) == pytest.approx([1e-4, 10**-3.5, 1e-3, 10**-2.5, 1e-2])
-    assert spread(1e-3, 1e-3, 0.5) == pytest.approx([1e-3])
 
 
 def bowl(best: float, curvature: float = 1.0) -> Formula:
@@ -354,7 +340,7 @@ def test_the_lr_stage_says_when_the_best_lies_at_the_end_of_what_may_be_searched
     lab = bench(bowl(1.0), horizon=100, space={"lr": {"low": 1e-4, "high": 1e-2}})
     answer = lr.run(lab.context, Recipe())
     assert answer.recipe.lr == 1e-2
-    assert "the best lies at the upper end of what may be searched" in answer.reason
+    assert "the best lies at the upper end of what was searched" in answer.reason
 
 
 @pytest.mark.parametrize("best", [1e-4, 1e-3, 0.3])
@@ -435,7 +421,8 @@ def test_a_value_that_is_really_better_is_chosen() -> None:
     assert (answer.verdict, answer.before, answer.after) == (Verdict.CHANGED, 0.999, 0.95)
     assert answer.recipe == Recipe().with_knob("beta2", 0.95)
     assert answer.evidence is not None
-    assert answer.evidence.seeds == lab.context.seeds.confirm
+    assert answer.evidence.seeds == lab.context.seeds.confirm[: len(answer.evidence.seeds)]
+    assert len(answer.evidence.seeds) < 12  # it is clear before
     assert answer.evidence.difference.mean == pytest.approx(-0.3, abs=0.05)
     assert answer.reason.startswith("beta2 0.95: better by evidence")
 
@@ -471,7 +458,7 @@ def test_a_value_that_diverges_is_never_chosen_and_an_incumbent_that_diverges_is
     lab = bench(by_beta2({0.999: NAN, 0.9: NAN}, 0.1))
     answer = choose_value(lab.context, "beta2", Recipe(), (0.9, 0.95))
     assert (answer.verdict, answer.after) == (Verdict.CHANGED, 0.95)
-    assert "the incumbent diverged on 5 of 5 seeds" in answer.reason
+    assert "the incumbent diverged on 3 of 3 seeds" in answer.reason
 
 
 def test_a_metric_is_maximized_where_the_spec_says_so() -> None:
@@ -507,7 +494,7 @@ def test_the_incumbent_is_not_trained_twice_on_a_seed() -> None:
     for stage, values, verdict in (("beta2", VALUES, "changed"), ("eps", (1e-6, 1e-4), "kept")):
         assert choose_value(lab.context, stage, Recipe(), values).verdict == verdict
     mine = [request.seed for request in lab.engine.opened if request.recipe == Recipe()]
-    assert sorted(mine) == sorted(lab.context.seeds.search + lab.context.seeds.confirm)
+    assert sorted(mine) == sorted(lab.context.seeds.search + lab.context.seeds.confirm[:3])
     keys = [(request.recipe.training_key(), request.seed) for request in lab.engine.opened]
     assert len(set(keys)) == len(keys)
 
@@ -537,7 +524,7 @@ def test_seeds_that_search_confirm_and_judge_are_disjoint_and_shift_with_the_spe
 ) -> None:
     spec = Spec(task=TaskSpec(ref="a:b"), horizon=1, seeds=seeds, seed=seed)
     mine, next_ones = Seeds.of(spec, fresh), Seeds.of(spec.model_copy(update={"seed": seed + 1}), fresh)
-    assert (len(mine.search), len(mine.confirm), len(mine.fresh)) == (seeds, max(5, seeds), fresh)
+    assert (len(mine.search), len(mine.confirm), len(mine.fresh)) == (seeds, 12, fresh)
     every = [*mine.search, *mine.confirm, *mine.fresh, *next_ones.search, *next_ones.confirm, *next_ones.fresh]
     assert len(set(every)) == len(every)
 
@@ -584,25 +571,25 @@ def everything(recipe: Recipe, seed: int) -> float:
 
 
 def test_a_plan_asks_in_order_and_each_stage_starts_from_the_recipe_before() -> None:
-    lab = bench(everything, horizon=40, stages=list(STAGES), budget=1e9)
+    asked = [stage for stage in STAGES if stage != "portfolio"]  # which may find what the others would
+    lab = bench(everything, horizon=40, stages=asked, budget=1e9)
     told = Answers(lab)
     recipe = run_plan(make_plan(lab.context.spec), lab.context, told)
-    assert list(told.verdicts) == list(STAGES)
+    assert list(told.verdicts) == asked
     assert recipe.lr == pytest.approx(0.02, rel=0.1)
     assert recipe.betas[1] == 0.98
     assert (recipe.eps, recipe.schedule.warmup) == (1e-8, 0.05)
     answers = lab.context.answers
     assert [answers[name].verdict for name in ("lr", "beta2", "warmup")] == ["changed", "changed", "kept"]
     assert (answers["beta2"].before, answers["beta2"].after) == (0.999, 0.98)
-    assert {request.seed for request in lab.engine.opened} == {*lab.context.seeds.search, *lab.context.seeds.confirm}
+    assert {request.seed for request in lab.engine.opened} <= {*lab.context.seeds.search, *lab.context.seeds.confirm}
 
 
 def test_every_step_of_every_trial_is_counted_once() -> None:
     lab = bench(everything, horizon=40, stages=list(STAGES))
     run_plan(make_plan(lab.context.spec), lab.context, Progress())
     assert lab.context.budget.spent == lab.engine.steps == sum(record.result.steps for record in lab.records)
-    assert len(lab.records) == len(lab.engine.opened)
-    assert lab.engine.steps <= make_plan(lab.context.spec).steps
+    assert len(lab.records) == len(lab.engine.opened) - 1  # one was only evaluated, untrained
 
 
 def test_a_stage_the_budget_cannot_pay_for_keeps_the_incumbent_unasked() -> None:
@@ -631,19 +618,24 @@ def test_a_budget_spent_before_the_first_question_leaves_the_base_recipe() -> No
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("horizon", [1, 2, 7, 40])
-def test_a_stage_costs_no_more_than_it_said(stage: str, horizon: int) -> None:
+def test_a_stage_costs_no_more_than_it_said_but_for_confirmations_that_are_unclear(stage: str, horizon: int) -> None:
     lab = bench(everything, horizon=horizon, base=Recipe(lr=0.01))
     if stage != "lr_range":
         lab.context.answers["lr_range"] = lr_range.run(lab.context, Recipe(lr=0.01))
     before = lab.engine.steps
     answer = REGISTRY[stage].run(lab.context, Recipe(lr=0.01))  # type: ignore[index]
     assert answer.stage == stage
-    assert lab.engine.steps - before <= REGISTRY[stage].cost(lab.context.spec)  # type: ignore[index]
+    unclear = (LOOKS[-1] - CONFIRM_SEEDS) * len(
+        {r.recipe.training_key() for r in lab.engine.opened if r.seed >= 10_000}
+    )
+    assert lab.engine.steps - before <= REGISTRY[stage].cost(lab.context.spec) + unclear * horizon  # type: ignore[index]
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 10**6), st.integers(1, 5), st.integers(1, 400))
-def test_what_auto_plans_fits_the_budget_or_is_lr_alone(horizon: int, seeds: int, trials: int) -> None:
+def test_what_auto_plans_begins_with_lr_and_the_budget_could_pay_for_each_stage(
+    horizon: int, seeds: int, trials: int
+) -> None:
     spec = Spec(task=TaskSpec(ref="a:b"), horizon=horizon, seeds=seeds, budget=Budget(trials=trials))
     try:
         plan = make_plan(spec)
@@ -652,4 +644,6 @@ def test_what_auto_plans_fits_the_budget_or_is_lr_alone(horizon: int, seeds: int
     else:
         names = [stage.name for stage in plan.stages]
         assert names[:2] == ["lr_range", "lr"]
-        assert plan.steps <= plan.budget or names == ["lr_range", "lr"]
+        assert plan.steps <= plan.budget
+        first = sum(stage.steps for stage in plan.stages[:2]) + plan.final_steps
+        assert all(first + stage.steps <= plan.budget for stage in plan.stages[2:])

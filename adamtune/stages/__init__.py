@@ -17,6 +17,7 @@ from adamtune.stages import (
     groups,
     lr,
     lr_range,
+    portfolio,
     precision,
     schedule,
     warmup,
@@ -50,6 +51,7 @@ def _stage(name: StageName, module: ModuleType) -> Stage:
 _MODULES: dict[StageName, ModuleType] = {
     "lr_range": lr_range,
     "lr": lr,
+    "portfolio": portfolio,
     "beta1": beta1,
     "eps": eps,
     "beta2": beta2,

@@ -17,6 +17,7 @@ from adamtune.groups import ParamGroup
 from adamtune.knobs import Choice, Knob
 from adamtune.recipe import Recipe
 from adamtune.search import Asked, KnobStudy
+from adamtune.search.portfolio import Start
 from adamtune.spec import Spec
 from adamtune.trial import Outcome, TrialRequest, TrialResult
 
@@ -109,12 +110,14 @@ class StageContext:
         on_trial: Callable[[TrialRecord], None] = lambda record: None,
         name: str = "run",
         groups: Sequence[ParamGroup] = (),
+        learned: Sequence[Start] = (),
     ) -> None:
         """`name` is the run's, for its studies; `on_trial` hears of every trial as it ends.
 
-        `groups` are those that the spec's base recipe makes of the model.
+        `groups` are those that the spec's base recipe makes of the model, `learned` what former runs propose.
         """
         self.spec, self.budget, self.seeds, self.groups = spec, budget, seeds, tuple(groups)
+        self.learned = tuple(learned)
         self.answers: dict[str, StageAnswer] = {}
         self._name, self._engine, self._storage, self._on_trial = name, engine, storage, on_trial
         self._studies: dict[str, KnobStudy] = {}

@@ -79,11 +79,13 @@ def _beyond(response: Response, spacing: float, limits: Knob) -> list[float]:
     """The next learning rates past an end where the best lies; none at the limits."""
     if not any(map(math.isfinite, response.scores)) or response.at_low_end:
         steps = [response.lrs[0] * 10 ** (-spacing * k) for k in (2, 1)]
-        return [lr for lr in steps if lr >= limits.low * 0.999]
-    if response.at_high_end:
+    elif response.at_high_end:
         steps = [response.lrs[-1] * 10 ** (spacing * k) for k in (1, 2)]
-        return [lr for lr in steps if lr <= limits.high * 1.001]
-    return []
+    else:
+        return []
+    near = 10 ** (spacing / 10)
+    clipped = dict.fromkeys(limits.clip(lr) for lr in steps)
+    return [lr for lr in clipped if all(max(lr / tried, tried / lr) > near for tried in response.lrs)]
 
 
 def squeezed(horizon: int) -> int:
@@ -107,8 +109,9 @@ def run(context: StageContext, incumbent: Recipe) -> StageAnswer:
     """
     knob = context.spec.knob("lr")
     ranged = context.answers.get("lr_range")
-    centre = knob.clip(ranged.details["centre"] if ranged else incumbent.lr)
-    trials = _SHORT_TRIALS if ranged else _UNGUIDED_TRIALS
+    guide = ranged.details.get("centre") if ranged else None  # the range test may have been too dear
+    centre = knob.clip(incumbent.lr if guide is None else guide)
+    trials = _UNGUIDED_TRIALS if guide is None else _SHORT_TRIALS
     short = squeezed(context.horizon)
     found = bracket(context, lambda lr: incumbent.with_knob("lr", lr), centre, short, trials, knob)
     best = knob.clip(for_horizon(lower_end(found.response), short, context.horizon).lr)

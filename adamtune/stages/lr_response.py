@@ -16,8 +16,12 @@ class Response:
 
     @property
     def best(self) -> int:
-        """Index of the lowest score."""
-        return min(range(len(self.scores)), key=self.scores.__getitem__)
+        """Index of the lowest score; the first where all diverged.
+
+        Of equal ones it is the largest lr: one too small to do anything has its equals below.
+        """
+        lowest = min(self.scores)
+        return max(place for place, score in enumerate(self.scores) if score == lowest) if lowest < math.inf else 0
 
     @property
     def at_low_end(self) -> bool:
