@@ -26,8 +26,9 @@ from adamtune.recipe import Frozen, Number, Recipe, Whole, load_recipe
 from adamtune.task import TaskReference
 
 StageName = Literal[
-    "lr_range", "lr", "beta1", "eps", "beta2", "weight_decay", "warmup", "schedule", "groups", "clip", "precision"
-]
+    "lr_range", "lr", "beta1", "eps", "beta2", "weight_decay", "warmup", "schedule", "groups", "clip", "precision",
+    "switch", "optimizer",
+]  # fmt: skip
 STAGES: tuple[StageName, ...] = get_args(StageName)
 """In the order they are asked: lr first, since it dominates."""
 

@@ -17,8 +17,10 @@ from adamtune.stages import (
     groups,
     lr,
     lr_range,
+    optimizer,
     precision,
     schedule,
+    switch,
     warmup,
     weight_decay,
 )
@@ -59,6 +61,8 @@ _MODULES: dict[StageName, ModuleType] = {
     "groups": groups,
     "clip": clip,
     "precision": precision,
+    "switch": switch,
+    "optimizer": optimizer,
 }
 REGISTRY = {name: _stage(name, _MODULES[name]) for name in STAGES}
 """Every stage by name, in the order they are asked."""
