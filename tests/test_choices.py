@@ -511,7 +511,8 @@ def test_a_stage_that_cannot_matter_is_left_out_by_auto_and_says_why_where_it_is
     assert lab.context.answers["schedule"].verdict is not Verdict.UNASKED  # it goes on
 
 
-ORDER = "beta1 eps beta2 weight_decay warmup schedule groups clip precision switch optimizer".split()
+ORDER = ["beta1", "eps", "beta2", "weight_decay", "warmup", "schedule", "groups", "clip", "precision"]
+ORDER += ["switch", "optimizer"]
 
 
 @pytest.mark.parametrize(("trials", "asked"), [(9, 0), (10, 1), (24, 1), (25, 2), (39, 2), (40, 11)])

@@ -111,7 +111,8 @@ def cost(spec: Spec) -> int:
 def run(context: StageContext, incumbent: Recipe) -> StageAnswer:
     """Each other optimizer, those of another kind at an lr found by a short test; see `adamtune.stages.choose`.
 
-    One whose short trials all diverge is left out, and the reason says so.
+    One whose short trials all diverge is left out, and the reason says so. None is dropped on the way: SGD may be
+    behind at half the run, while its lr is high, and ahead at the end.
     """
     from_sgd = incumbent.optimizer == "sgd"
     context.measure(NAME, incumbent, context.seeds.search)
@@ -124,7 +125,7 @@ def run(context: StageContext, incumbent: Recipe) -> StageAnswer:
         if from_sgd and _decays(incumbent):  # without decay adam and adamw are the same
             adam = incumbent.model_copy(update={NAME: "adam", "lr": test.lr})
             candidates.append(_candidate(adam, own_lr=True))
-    ask = Question(NAME, QUESTION, [KINDS, PRODUCT, KNOBS["weight_decay"]], at_lr=at_lr)
+    ask = Question(NAME, QUESTION, [KINDS, PRODUCT, KNOBS["weight_decay"]], at_lr=at_lr, prune=False)
     answer = choose(context, ask, incumbent, candidates, test.details)
     if not test.failed:
         return answer
