@@ -30,7 +30,7 @@ class Verdict(StrEnum):
     MEASURED = "measured"
     """The stage asked for no change: it only measured."""
     UNASKED = "unasked"
-    """The budget was spent before."""
+    """The budget was spent before, or the answer could not have mattered; the reason says which."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import torch
@@ -36,6 +36,8 @@ class ParamGroup:
     eps: float
     kinds: tuple[Kind, ...]
     """The kind of each parameter, in the order of `names`."""
+    sparse: bool = False
+    """Whether it holds the rows of an embedding whose gradients are sparse, which torch's Adam and AdamW refuse."""
 
     @property
     def tensors(self) -> int:
@@ -144,8 +146,12 @@ def param_groups(recipe: Recipe, model: nn.Module) -> list[ParamGroup]:
         members[group_of(recipe, name, kind_of[name])].append((name, param))
     _refuse_idle(recipe.groups, kind_of)
     rules = {rule.name: rule for rule in recipe.groups}
+    sparse = {id(module.weight) for module in model.modules() if isinstance(module, _EMBEDDINGS) and module.sparse}
     return [
-        _group(recipe, name, rules.get(name), owned, tuple(kind_of[param] for param, _ in owned))
+        replace(
+            _group(recipe, name, rules.get(name), owned, tuple(kind_of[param] for param, _ in owned)),
+            sparse=any(id(param) in sparse for _, param in owned),
+        )
         for name, owned in members.items()
         if owned
     ]

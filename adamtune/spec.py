@@ -38,6 +38,8 @@ StageName = Literal[
     "groups",
     "clip",
     "precision",
+    "switch",
+    "optimizer",
 ]
 STAGES: tuple[StageName, ...] = get_args(StageName)
 """In the order they are asked: lr first, since it dominates."""

@@ -298,7 +298,10 @@ def answer_dict(answer: StageAnswer) -> dict[str, Any]:
     }
 
 
-_TABLE_KNOBS = ("lr", "beta1", "beta2", "eps", "weight_decay", "warmup", "schedule", "clip_norm", "precision")
+_TABLE_KNOBS = (
+    *("optimizer", "lr", "beta1", "beta2", "eps", "momentum", "weight_decay"),
+    *("warmup", "schedule", "clip_norm", "precision", "switch"),
+)
 
 
 def _trials_table(records: list[TrialRecord]) -> pd.DataFrame:
@@ -307,6 +310,9 @@ def _trials_table(records: list[TrialRecord]) -> pd.DataFrame:
         result, request = record.result, record.result.request
         knobs = {name: request.recipe.knob(name) for name in _TABLE_KNOBS}
         knobs["groups"] = request.recipe.groups_told()
+        unused = ("beta1", "beta2", "eps") if request.recipe.optimizer == "sgd" else ("momentum",)
+        knobs |= dict.fromkeys(unused, math.nan)
+        knobs["switch"] = number(knobs["switch"]) if knobs["switch"] else ""
         if isinstance(request.recipe.schedule.warmup, WarmupSteps):
             knobs["warmup"] = number(knobs["warmup"])
         if request.ramp is not None:

@@ -33,6 +33,8 @@ class FormulaEngine:
     """What is added to a loss at a step before the horizon, from 1."""
     probe: Callable[[Recipe], Mapping[str, float]] | None = None
     """What a probe records of a recipe, where one is asked for."""
+    probe_at: Callable[[float], Mapping[str, float]] | None = None
+    """What it records at a share of the run, in place of that."""
     seconds: Callable[[Recipe], float] = lambda recipe: 0.0
     """Of a step."""
     untrained: float = 1e9
@@ -76,6 +78,8 @@ class FormulaBatch:
         last = losses[-1] if losses else self._engine.untrained
         values = {"loss": last, "score": last} if evaluate else {}
         probe = self._engine.probe(request.recipe) if self._engine.probe and request.probe else {}
+        if self._engine.probe_at and request.probe:
+            probe = self._engine.probe_at(self._steps[at] / request.horizon)
         self._rungs[at].append(RungReport(self._steps[at], losses, values, probe))
         if not all(map(math.isfinite, losses)):
             self._outcomes[at] = Outcome.DIVERGED

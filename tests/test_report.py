@@ -19,6 +19,7 @@ from adamtune.errors import RunDirError
 from adamtune.lr_finder import LRFindResult, LRFindStatus
 from adamtune.report.html import report_html
 from adamtune.report.lr_plot import lr_html_plot, lr_terminal_plot
+from adamtune.report.terminal import print_result
 from adamtune.stages.lr_curve import RangeCurve, read_curve
 from adamtune.stages.lr_response import Response
 
@@ -308,6 +309,8 @@ def test_a_stage_tells_where_lr_was_re_centred_and_what_its_candidates_come_from
         "gradient_rms": 0.00125,
         "gradient_norm": {"p50": 0.4, "p90": 1.5, "records": 64},
         "seconds_a_step": {"fp32": 0.002, "bf16": 0.004, "fp16": None},
+        "late_to_middle": {"m_hat": 0.25, "sqrt_v_hat": None},
+        "gaps": {"none": {"training": 0.5, "validation": 0.75, "gap": 0.25}},
     }
     text = text_of(page_of())
     assert "0.05 before, 500 steps after." in text
@@ -315,6 +318,26 @@ def test_a_stage_tells_where_lr_was_re_centred_and_what_its_candidates_come_from
     assert "RMS of a typical weight's gradient, by the probe: 0.00125." in text
     assert "by 64 records of the probe: median 0.4, 90th percentile 1.5." in text
     assert "Milliseconds a step, trained alone: fp32 2, bf16 4." in text
+    assert "medians of Adam's state by the probe: m_hat 0.25, sqrt_v_hat -." in text
+    assert re.search(r"training loss at the end\s+validation loss\s+gap\s+none\s+0\.5\s+0\.75\s+0\.25", text)
+
+
+def test_a_stage_that_brings_in_what_was_not_there_shows_it(page_of: Callable[[], str], result: dict[str, Any]) -> None:
+    after = {"to": "sgd", "at": 0.8, "lr": 0.05, "momentum": 0.9}
+    result["stages"][2] |= {"stage": "switch", "before": None, "after": after}
+    assert "- before, to sgd, at 0.8, lr 0.05, momentum 0.9 after." in text_of(page_of())
+
+
+def test_the_terminal_shows_it_too(
+    result: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    after = {"to": "sgd", "at": 0.8, "lr": 0.05, "momentum": 0.9}
+    result["stages"] = [stage("switch", "changed", before=None, after=after), stage("clip"), stage("warmup", "unasked")]
+    print_result(result, Path("here"))
+    lines = capsys.readouterr().out.splitlines()
+    assert re.match(r" switch +changed +- +to sgd, at 0\.8, lr 0\.05, momentum 0\.9 +because of switch", lines[1])
+    assert re.match(r" clip +kept +because of clip", lines[2])
 
 
 def test_no_score_at_all(page_of: Callable[[], str], result: dict[str, Any]) -> None:

@@ -88,7 +88,7 @@ def _stage(stage: Mapping[str, Any], objective: Mapping[str, str]) -> str:
     parts = [f"<h2>{escape(stage['stage'])}: {escape(stage['verdict'])}</h2>"]
     parts += [paragraph(stage["question"]), paragraph(stage["reason"])]
     before, after = number(stage["before"]), number(stage["after"])
-    if stage["before"] is not None:
+    if stage["before"] is not None or stage["after"] is not None:
         parts.append(paragraph(f"{before}, unchanged." if before == after else f"{before} before, {after} after."))
     if details.get("lrs"):
         parts.append(_range_picture(details))
@@ -98,6 +98,8 @@ def _stage(stage: Mapping[str, Any], objective: Mapping[str, str]) -> str:
         parts.append(_candidates_picture(stage, objective))
     if details.get("recentred"):
         parts.append(_recentred(details["recentred"], objective))
+    if details.get("gaps"):
+        parts.append(_gaps(details["gaps"]))
     parts += _measured_facts(details)
     if evidence:
         parts.append(_evidence(evidence, objective))
@@ -144,6 +146,13 @@ def _recentred(recentred: Sequence[Mapping[str, Any]], objective: Mapping[str, s
     return table(["candidate", f"mean {objective['name']} at lr", "best lr"], rows)
 
 
+def _gaps(gaps: Mapping[str, Mapping[str, float | None]]) -> str:
+    """Training and validation loss at the end of the runs, by candidate."""
+    columns = ["training", "validation", "gap"]
+    rows = [[name, *(number(each[column]) for column in columns)] for name, each in gaps.items()]
+    return table(["candidate", "training loss at the end", "validation loss", "gap"], rows)
+
+
 def _measured_facts(details: Mapping[str, Any]) -> list[str]:
     """Where the candidates of a stage come from, or what they were judged by beside the objective."""
     told = []
@@ -158,6 +167,9 @@ def _measured_facts(details: Mapping[str, Any]) -> list[str]:
     if details.get("seconds_a_step"):
         times = ", ".join(f"{name} {number(1e3 * each)}" for name, each in details["seconds_a_step"].items() if each)
         told.append(f"Milliseconds a step, trained alone: {times}.")
+    if details.get("late_to_middle"):
+        changes = ", ".join(f"{name} {number(each)}" for name, each in details["late_to_middle"].items())
+        told.append(f"Late in the run over midway, medians of Adam's state by the probe: {changes}.")
     return [paragraph(line) for line in told]
 
 

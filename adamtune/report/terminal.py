@@ -63,7 +63,8 @@ def print_result(result: Mapping[str, Any], run_dir: Path) -> None:
     out = _out()
     verdicts = Table("knob", "verdict", "default", "recommended", "why", box=None)
     for stage in result["stages"]:
-        before, after = ("", "") if stage["before"] is None else (number(stage["before"]), number(stage["after"]))
+        told = stage["before"] is not None or stage["after"] is not None
+        before, after = (number(stage["before"]), number(stage["after"])) if told else ("", "")
         verdicts.add_row(stage["stage"], stage["verdict"], before, after, stage["reason"])
     out.print(verdicts)
     out.print()

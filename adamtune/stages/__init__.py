@@ -17,9 +17,11 @@ from adamtune.stages import (
     groups,
     lr,
     lr_range,
+    optimizer,
     portfolio,
     precision,
     schedule,
+    switch,
     warmup,
     weight_decay,
 )
@@ -61,6 +63,8 @@ _MODULES: dict[StageName, ModuleType] = {
     "groups": groups,
     "clip": clip,
     "precision": precision,
+    "switch": switch,
+    "optimizer": optimizer,
 }
 REGISTRY = {name: _stage(name, _MODULES[name]) for name in STAGES}
 """Every stage by name, in the order they are asked."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any
 
 from adamtune.evidence import Verdict
-from adamtune.knobs import Choice, Knob, Value
+from adamtune.knobs import KNOBS, Choice, Knob, Value
 from adamtune.recipe import Recipe
 from adamtune.schedule import warmup_steps
 from adamtune.search import KnobStudy
@@ -37,6 +38,9 @@ class Candidate:
     recipe: Recipe
     parameters: Mapping[str, Value]
     """Its values of the question's knobs, for Optuna's study; lr is added."""
+    own_lr: bool = False
+    """Whether its lr is another quantity than the incumbent's, as SGD's is beside Adam's. Then the incumbent is not
+    tried at that lr, and the spec's range of lr, meant for the incumbent's, does not bound it."""
 
 
 def with_lr(recipe: Recipe, lr: float) -> Recipe:
@@ -56,6 +60,9 @@ class Question:
     """What a recipe says to the question; by default, its knob of the stage's name."""
     at_lr: Callable[[Recipe, float], Recipe] = with_lr
     """How a recipe is moved to another lr."""
+    lr_of: Callable[[Recipe], float] = attrgetter("lr")
+    """Which lr of a candidate is re-centred, and `lr_name` what Optuna's study calls it."""
+    lr_name: str = "lr"
     prune: bool = True
     """Whether the worse half may be dropped on the way."""
 
@@ -113,16 +120,17 @@ class _Choice:
             told = f"none of {labels} did better on {len(self.context.seeds.search)} seeds"
             return self._answer(Verdict.KEPT, told + (", nor at other lrs" if contenders else ""), self.incumbent)
         candidate = self.candidates[best]
-        return self._confirm(candidate, self._lr_of(candidate.recipe.lr, responses[best]))
+        return self._confirm(candidate, self._lr_of(self.ask.lr_of(candidate.recipe), responses[best]))
 
     def _confirm(self, candidate: Candidate, lr: float) -> StageAnswer:
         stage, context, incumbent = self.ask.stage, self.context, self.incumbent
-        recipe = candidate.recipe if lr == candidate.recipe.lr else self.ask.at_lr(candidate.recipe, lr)
-        moved = recipe.lr != incumbent.lr
+        recipe = candidate.recipe if lr == self.ask.lr_of(candidate.recipe) else self.ask.at_lr(candidate.recipe, lr)
+        moved = not candidate.own_lr and recipe.lr != incumbent.lr
         evidence = context.confirm(stage, incumbent, recipe)
         value = self.ask.answer_of(recipe)
-        told = f"{stage} {candidate.label if value == self.ask.answer_of(candidate.recipe) else f'{value:g}'}"
-        told += f" at lr {recipe.lr:.3g}" if moved else ""
+        as_named = value == self.ask.answer_of(candidate.recipe) or not isinstance(value, float)
+        told = f"{stage} {candidate.label if as_named else f'{value:g}'}"
+        told += f" at lr {lr:.3g}" if moved or candidate.own_lr else ""
         if evidence.verdict is not Verdict.CHANGED:
             return self._answer(evidence.verdict, f"{told}: {evidence.reason}", incumbent, evidence=evidence)
         if moved:
@@ -148,7 +156,9 @@ class _Choice:
             trial
             for candidate in new
             for trial in study.ask(
-                {**candidate.parameters, "lr": candidate.recipe.lr}, seeds, candidate=candidate.label
+                {**candidate.parameters, self.ask.lr_name: self.ask.lr_of(candidate.recipe)},
+                seeds,
+                candidate=candidate.label,
             )
         ]
         requests = [TrialRequest(candidate.recipe, seed, context.horizon) for candidate in new for seed in seeds]
@@ -166,7 +176,8 @@ class _Choice:
         return found if len(found) == len(results) else None
 
     def _study(self) -> KnobStudy:
-        return self.context.study(f"{self.ask.stage}/candidates", [*self.ask.knobs, self.context.spec.knob("lr")])
+        lr = replace(self.context.spec.knob("lr"), name=self.ask.lr_name)
+        return self.context.study(f"{self.ask.stage}/candidates", [*self.ask.knobs, lr])
 
     def _values(self, results: Iterable[TrialResult]) -> list[float]:
         return [self.context.value(result) for result in results]
@@ -191,17 +202,18 @@ class _Choice:
 
     def _recentre(self, contenders: Sequence[int]) -> dict[int, Response]:
         """Each contender's response to its own lr and one to either side, all trained side by side."""
-        limits = self.context.spec.knob("lr")
+        lr_of = self.ask.lr_of
         ladders: dict[int, list[Candidate]] = {}
         for place in contenders:
             own = self.candidates[place]
-            lrs = {float(f"{own.recipe.lr * factor:.4g}") for factor in (1 / ASIDE, ASIDE)}
+            limits = KNOBS["lr"] if own.own_lr else self.context.spec.knob("lr")
+            lrs = {float(f"{lr_of(own.recipe) * factor:.4g}") for factor in (1 / ASIDE, ASIDE)}
             moved = [
-                Candidate(f"{own.label}, lr {lr:.3g}", self.ask.at_lr(own.recipe, lr), own.parameters)
+                replace(own, label=f"{own.label}, lr {lr:.3g}", recipe=self.ask.at_lr(own.recipe, lr))
                 for lr in sorted(lrs)
                 if limits.low <= lr <= limits.high
             ]
-            ladders[place] = sorted([own, *moved], key=lambda candidate: candidate.recipe.lr)
+            ladders[place] = sorted([own, *moved], key=lambda candidate: lr_of(candidate.recipe))
         flat = [candidate for ladder in ladders.values() for candidate in ladder]
         scores = {
             candidate.label: self.context.score(values)
@@ -210,7 +222,7 @@ class _Choice:
         responses = {
             place: Response(
                 self.context.horizon,
-                tuple(candidate.recipe.lr for candidate in ladder),
+                tuple(lr_of(candidate.recipe) for candidate in ladder),
                 tuple(scores[candidate.label] for candidate in ladder),
             )
             for place, ladder in ladders.items()
@@ -220,7 +232,7 @@ class _Choice:
                 "candidate": self.candidates[place].label,
                 "lrs": list(response.lrs),
                 "scores": list(response.scores),
-                "lr": self._lr_of(self.candidates[place].recipe.lr, response),
+                "lr": self._lr_of(lr_of(self.candidates[place].recipe), response),
             }
             for place, response in responses.items()
         ]

@@ -19,7 +19,7 @@ from adamtune.recipe import Recipe
 from adamtune.search import Asked, KnobStudy
 from adamtune.search.portfolio import Start
 from adamtune.spec import Spec
-from adamtune.trial import Outcome, TrialRequest, TrialResult
+from adamtune.trial import Outcome, RungReport, TrialRequest, TrialResult
 
 CONFIRM_SEEDS = 5
 """Seeds a confirmation is reckoned with in a plan: the clear ones take three, the others up to twelve. They chose no
@@ -174,9 +174,13 @@ class StageContext:
 
         Trials of `measure` record it. See `AdamProbe` for the keys.
         """
+        return [rung.probe for rung in self.probed(recipe)]
+
+    def probed(self, recipe: Recipe) -> list[RungReport]:
+        """The rungs of those records, which tell the step."""
         mine = (recipe.training_key(), self.horizon)
         results = [result for (key, _, horizon), result in self._known.items() if (key, horizon) == mine]
-        return [rung.probe for result in results for rung in result.rungs if rung.probe]
+        return [rung for result in results for rung in result.rungs if rung.probe]
 
     def rungs(self) -> list[int]:
         """Where full-length trials are evaluated: eight points of the curve, the horizon last."""
