@@ -91,7 +91,12 @@ def asha(ref: str, args: dict[str, Any], horizon: int, seed: int, trial_seed: in
                 search_alg=BasicVariantGenerator(random_state=seed, max_concurrent=CORES),
                 scheduler=ASHAScheduler(time_attr="steps", max_t=horizon, grace_period=looks[0]),
             ),
-            run_config=tune.RunConfig(storage_path=folder, verbose=0, stop=count),
+            run_config=tune.RunConfig(
+                storage_path=folder,
+                verbose=0,
+                stop=count,
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # nobody reads one
+            ),
         ).fit()
         ray.shutdown()
     return {"spent": sum(count.steps.values()), "trials": len(count.steps), "answers": count.answers}
