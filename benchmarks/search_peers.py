@@ -113,7 +113,9 @@ class Study(Peer):
         self._trials: list[optuna.Trial] = []
 
     def ask(self) -> list[Recipe]:
-        self._trials = [self._study.ask(distributions()) for _ in range(self._at_once)]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Clip non-finite values")  # what the GP does with diverged trials
+            self._trials = [self._study.ask(distributions()) for _ in range(self._at_once)]
         return [recipe_of(trial.params) for trial in self._trials]
 
     def drop(self, rung: int, losses: Sequence[float]) -> list[int]:

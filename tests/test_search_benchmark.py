@@ -20,7 +20,21 @@ from adamtune.evidence import interval
 from adamtune.history import Outcome, RungReport, TrialRequest, TrialResult
 from adamtune.recipe import Recipe
 from adamtune.spec import TaskSpec
-from benchmarks.search import ASHA, OURS, Found, Job, Run, Swept, compare, plain, ratio, sweep_budgets, told, worse
+from benchmarks.search import (
+    ASHA,
+    OURS,
+    Found,
+    Job,
+    Run,
+    Swept,
+    compare,
+    plain,
+    ratio,
+    summary,
+    sweep_budgets,
+    table,
+    worse,
+)
 from benchmarks.search_peers import ALGOPERF, PEERS, SPACE, ConstantEpoch, FixedList, distributions, recipe_of, rungs
 from benchmarks.search_race import Judge, Kept, Runner, best_known, race, reached
 
@@ -195,11 +209,11 @@ def test_a_whole_comparison_is_kept_and_told(tmp_path: Path, monkeypatch: pytest
     found = compare(job, tmp_path)
     assert set(found.runs) == set(methods)
     assert found.best < found.default
-    table, [refused] = told(found), found.sweeps[1]
+    text, [refused] = table(found), found.sweeps[1]
     assert "budget" in refused.told
-    assert f"adamtune, seed 1, budget 1: {refused.told}" in table
+    assert f"adamtune, seed 1, budget 1: {refused.told}" in text
     assert found.runs[OURS] == [Run((), 0, None)]
-    assert all(name in table for name in methods)
+    assert all(name in text for name in methods)
     assert json.loads(json.dumps(plain(found)))["sweeps"]["1"][0]["told"] == refused.told
 
     def fail(*_: object) -> None:
@@ -238,6 +252,17 @@ def test_ratios_are_bounds_where_the_peer_did_not_get_there() -> None:
     assert ratio(found(adamtune=40, TPE=None), ["TPE"]) == ("TPE", 0.2, True)
     assert math.isnan(ratio(found(adamtune=None, TPE=80), ["TPE"])[1])
     assert ratio(found(adamtune=40), ["TPE"])[0] == "-"
+
+
+def test_the_goals_leave_out_a_task_whose_default_is_within_the_target() -> None:
+    def found(default: float) -> Found:
+        runs = {"adamtune": [Run(((10, 1.0),), 10, 10)], "TPE": [Run(((200, 1.0),), 200, 200)]}
+        swept = Swept(20, 10, 1.0, interval([0.1, 0.11, 0.12]))
+        return Found(Job("toy", TOY, 10, (1,)), 1.0, Recipe(), default, runs, {1: [swept]})
+
+    text = summary([found(1.04), found(1.06)])
+    assert "at most 0.1 of plain TPE's: on 1 of 1 tasks" in text
+    assert "worse than the default in 2 of 2 sweeps (goal: 0), 1.000 of best known" in text
 
 
 def test_what_is_kept_under_other_settings_is_not_used(tmp_path: Path) -> None:
