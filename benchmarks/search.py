@@ -196,14 +196,13 @@ def _peers(job: Job, engine: Any, judge: Judge, target: float, kept: Kept) -> di
                 peer = PEERS[name](seed, job.horizon, cap)
                 stays = 0 if peer.budgeted else STAYS * job.horizon
                 runners.append(Runner(name, seed, peer, seed * SEEDS_APART, cap * job.horizon, stays))
-    race(engine, judge, runners, job.horizon, target, SMALL * job.horizon)
-    for runner in runners:
+    for runner in race(engine, judge, runners, job.horizon, target, SMALL * job.horizon):
         before[f"{runner.name}, seed {runner.seed}"] = {
             "spent": runner.peer.spent,
             "curve": (curve := judged(judge, runner.peer.answers)),
             "reached": reached(curve, runner.peer.spent, target, runner.stays)[0],
         }
-    kept.save()
+        kept.save()
     asked = [name for name in job.methods if name in PEERS]
     return {name: [_run(before[f"{name}, seed {seed}"]) for seed in job.seeds] for name in asked}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,6 @@ class Runner:
     stays: int
     """Steps for which its answers must stay within the target."""
     asked: list[Recipe] = field(default_factory=list)
-    over: bool = False
 
 
 def reached(answers: Sequence[tuple[int, float]], spent: int, target: float, stays: int) -> tuple[int | None, bool]:
@@ -130,23 +129,28 @@ def reached(answers: Sequence[tuple[int, float]], spent: int, target: float, sta
     return None, False
 
 
-def race(engine: Engine, judge: Judge, runners: Sequence[Runner], horizon: int, target: float, least: int) -> None:
-    """Run every runner until its answer has settled within `target` (but for `least` steps), its cap or its end.
+def race(
+    engine: Engine, judge: Judge, runners: Sequence[Runner], horizon: int, target: float, least: int
+) -> Iterator[Runner]:
+    """Run every runner until its answer has settled within `target` (but for `least` steps), its cap or its end; gives
+    each as it ends.
 
     Each asks in turn and all that is asked is trained side by side. A trial counts for the steps it was trained.
     """
-    while active := [runner for runner in runners if not runner.over]:
+    active = list(runners)
+    while active:
         for runner in active:
             runner.asked = runner.peer.ask()
-            runner.over = not runner.asked
-        active = [runner for runner in active if not runner.over]
-        if active:
-            _wave(engine, active, horizon)
-        judge.measure(runner.peer.answers[-1].recipe for runner in active if runner.peer.answers)
+        asking = [runner for runner in active if runner.asked]
+        if asking:
+            _wave(engine, asking, horizon)
+        judge.measure(runner.peer.answers[-1].recipe for runner in asking if runner.peer.answers)
         for runner in active:
             spent = runner.peer.spent
             _, settled = reached(judged(judge, runner.peer.answers), spent, target, runner.stays)
-            runner.over = spent >= runner.cap or (settled and spent >= least)
+            if not runner.asked or spent >= runner.cap or (settled and spent >= least):
+                yield runner
+                active = [other for other in active if other is not runner]
 
 
 def _wave(engine: Engine, active: Sequence[Runner], horizon: int) -> None:

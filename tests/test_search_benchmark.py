@@ -184,10 +184,10 @@ def test_a_race_counts_the_steps_that_the_engine_trained(judge: Judge) -> None:
 
     runners = [Runner(name, 1, PEERS[name](1, HORIZON, 6), 7, cap, 0) for name in PEERS if name != "constant epoch"]
     with closing(make_engine("sequential", separable(), CPU, count)) as engine:
-        race(engine, judge, runners, HORIZON, target=-math.inf, least=cap)
+        ended = list(race(engine, judge, runners, HORIZON, target=-math.inf, least=cap))
+    assert {runner.name for runner in ended} == {runner.name for runner in runners}
     assert sum(runner.peer.spent for runner in runners) == trained
     for runner in runners:
-        assert runner.over
         assert runner.peer.answers
         full = 4 * HORIZON if runner.name == "AlgoPerf's five" else cap
         assert full <= runner.peer.spent < full + 2 * HORIZON
@@ -198,7 +198,7 @@ def test_a_race_counts_the_steps_that_the_engine_trained(judge: Judge) -> None:
 def test_a_race_ends_where_an_answer_has_settled(judge: Judge) -> None:
     runner = Runner("random", 1, PEERS["random"](1, HORIZON, 50), 7, 50 * HORIZON, 3 * HORIZON)
     with closing(make_engine("sequential", separable(), CPU)) as engine:
-        race(engine, judge, [runner], HORIZON, target=math.inf, least=0)
+        assert list(race(engine, judge, [runner], HORIZON, target=math.inf, least=0)) == [runner]
     assert runner.peer.spent == 4 * HORIZON
 
 
