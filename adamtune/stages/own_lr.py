@@ -14,7 +14,7 @@ from adamtune.errors import NothingLearned
 from adamtune.knobs import Knob
 from adamtune.recipe import Recipe
 from adamtune.stages.context import StageContext
-from adamtune.stages.lr import optimum
+from adamtune.stages.lr_response import optimum
 from adamtune.stages.lr_bracket import bracket, for_horizon
 
 MOMENTUM = 0.9
