@@ -14,8 +14,8 @@ from adamtune.errors import NothingLearned
 from adamtune.knobs import Knob
 from adamtune.recipe import Recipe
 from adamtune.stages.context import StageContext
-from adamtune.stages.lr_response import optimum
 from adamtune.stages.lr_bracket import bracket, for_horizon
+from adamtune.stages.lr_response import optimum
 
 MOMENTUM = 0.9
 """SGD's: torch's examples, ResNet (He et al. 2016) and most else."""
