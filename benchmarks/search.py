@@ -269,7 +269,7 @@ def sweep_budgets(job: Job, judge: Judge, target: float, seed: int) -> list[Swep
 def table(found: Found) -> str:
     """One task as a table, and adamtune's sweeps line by line."""
     job, best = found.job, found.best
-    changed = ", ".join(f"{knob.name} {found.best_recipe.knob(knob.name):.3g}" for knob in SPACE)
+    changed = ", ".join(f"{knob.name} {found.best_recipe.knob(knob.name):.4g}" for knob in SPACE)
     lines = [
         f"\n{job.name}: {job.horizon} steps, best known {best:.4g} ({changed})",
         f"  the default is at {found.default / best:.3f} of it"
