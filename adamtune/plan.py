@@ -44,6 +44,8 @@ class Plan:
     final_steps: int
     budget: float
     """Steps in all; inf when only time bounds the search."""
+    seconds_per_step: float = math.nan
+    """Of one trial by itself, timed on this machine; NaN where it was not."""
 
     @property
     def steps(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import platform
@@ -20,6 +21,7 @@ import torch
 
 from adamtune import rundir
 from adamtune.engines import Engine, make_engine, pick_device
+from adamtune.engines.width import time_alone
 from adamtune.errors import Problem, SpecError
 from adamtune.evidence import Interval, Verdict
 from adamtune.groups import ParamGroup, param_groups
@@ -44,7 +46,7 @@ from adamtune.spec import Spec, load_spec
 from adamtune.stages.context import Budget, Seeds, StageAnswer, StageContext, TrialRecord
 from adamtune.stages.costs import budget_steps
 from adamtune.task import Task, load_task
-from adamtune.trial import new_model
+from adamtune.trial import TrialRequest, new_model
 from adamtune.yaml_text import nearest
 
 RESULT_VERSION = 1
@@ -176,9 +178,14 @@ def sweep(spec: Spec | str | Path, run_dir: str | Path | None = None, progress: 
 
 
 def plan_of(spec: Spec) -> Plan:
-    """The plan of a sweep; builds the task's model once and trains nothing. Raises what `sweep` raises before it."""
-    _, _, groups = _task_of(spec)
-    return make_plan(spec, groups)
+    """The plan of a sweep, with the time of a step: a few are trained and thrown away.
+
+    Raises what `sweep` raises before it trains.
+    """
+    task, device, groups = _task_of(spec)
+    plan = make_plan(spec, groups)
+    seconds = time_alone(task, TrialRequest(spec.base, spec.seed, spec.horizon), device)
+    return dataclasses.replace(plan, seconds_per_step=seconds if math.isfinite(seconds) else math.nan)
 
 
 def _task_of(spec: Spec) -> tuple[Task, torch.device, list[ParamGroup]]:
