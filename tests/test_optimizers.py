@@ -179,8 +179,8 @@ def test_sgd_is_taken_where_it_is_better_at_an_lr_of_its_own() -> None:
     assert answer.reason.startswith(f"optimizer sgd at lr {answer.recipe.lr:.3g}: better by evidence")
     assert not tried(lab, "optimizer", optimizer="adamw", lr=answer.recipe.lr)  # which would tell nothing
     (response,) = answer.details["responses"]
-    assert response["horizon"] == 20
-    assert len(response["lrs"]) == len([r for r in lab.engine.opened if r.horizon == 20]) <= 5
+    assert response["horizon"] == 25
+    assert len(response["lrs"]) == len([r for r in lab.engine.opened if r.horizon == 25]) <= 5
     assert lab.engine.steps <= REGISTRY["optimizer"].cost(lab.context.spec)
 
 
@@ -241,7 +241,7 @@ def test_an_sgd_that_always_diverges_is_left_out_and_the_reason_says_so() -> Non
         "sgd was left out: every short trial diverged, from lr 0.1 downwards"
     )
     assert len(tried(lab, "optimizer", optimizer="sgd")) == 5
-    assert {r.horizon for r in lab.engine.opened if r.recipe.optimizer == "sgd"} == {20}
+    assert {r.horizon for r in lab.engine.opened if r.recipe.optimizer == "sgd"} == {25}
     from_sgd = ask(lab_of(lambda r: NAN if r.optimizer != "sgd" else 0.0, base=SGD), "optimizer", SGD)
     assert from_sgd.reason == "adam and adamw were left out: every short trial diverged, from lr 0.001 downwards"
     assert (from_sgd.verdict, from_sgd.recipe) == (Verdict.KEPT, SGD)
@@ -427,7 +427,7 @@ def test_optuna_alone_reads_both_stages(tmp_path: Path) -> None:
     assert {row["at"] for row in params("switch/candidates")} == set(switch.FRACTIONS)
     assert all(set(row) == {"at", "sgd_lr"} for row in params("switch/candidates"))
     assert all(set(row) == {"sgd_lr"} for row in params("switch/100-steps"))
-    assert all(set(row) == {"lr"} for row in params("optimizer/20-steps"))
+    assert all(set(row) == {"lr"} for row in params("optimizer/25-steps"))
     rows = params("optimizer/candidates")
     assert {(row["optimizer"], *sorted(set(row) - {"optimizer", "lr"})) for row in rows} == {
         ("adam",),

@@ -113,7 +113,7 @@ def run(context: StageContext, incumbent: Recipe) -> StageAnswer:
     centre = knob.clip(incumbent.lr if guide is None else guide)
     trials = _UNGUIDED_TRIALS if guide is None else _SHORT_TRIALS
     short = squeezed(context.horizon)
-    found = bracket(context, lambda lr: incumbent.with_knob("lr", lr), centre, short, trials, knob)
+    found = bracket(context, lambda lr: incumbent.with_knob("lr", lr), centre, short, trials, knob, baseline=False)
     best = knob.clip(for_horizon(lower_end(found.response), short, context.horizon).lr)
     responses = [found.response]
     if not frugal(context.spec):

@@ -171,7 +171,7 @@ def run(context: StageContext, incumbent: Recipe) -> StageAnswer:
     details: dict[str, Any] = {
         "lrs": list(curve.lrs), "losses": list(curve.losses), "low": list(curve.low), "high": list(curve.high),
         "status": curve.status, "band": curve.band, "suggestions": dict(curve.suggestions),
-        "centre": centre_of(curve),
+        "centre": centre_of(curve) if curve.status is RangeStatus.OK else None,
     }  # fmt: skip
     reason = curve.reason + (f" between lr {curve.band[0]:.2g} and {curve.band[1]:.2g}" if curve.band else "")
     return StageAnswer(NAME, QUESTION, Verdict.MEASURED, reason, incumbent, details=details)
