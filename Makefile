@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: test test-all lint sweep bench bench-lr bench-range bench-throughput clean
+.PHONY: test test-all lint sweep bench bench-lr bench-range bench-search bench-throughput clean
 
 test: lint
 	$(BIN)/python -m pytest
@@ -27,6 +27,9 @@ bench-lr: .venv .venv/peers
 
 bench-range: .venv .venv/peers
 	$(BIN)/python -m benchmarks.range_test_cost
+
+bench-search: .venv .venv/peers
+	$(BIN)/python -m benchmarks.search
 
 bench-throughput: .venv .venv/peers
 	$(BIN)/python -m benchmarks.throughput

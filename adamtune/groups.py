@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import torch
@@ -34,6 +34,10 @@ class ParamGroup:
     weight_decay: float
     betas: Betas
     eps: float
+    kinds: tuple[Kind, ...]
+    """The kind of each parameter, in the order of `names`."""
+    sparse: bool = False
+    """Whether it holds the rows of an embedding whose gradients are sparse, which torch's Adam and AdamW refuse."""
 
     @property
     def tensors(self) -> int:
@@ -139,11 +143,23 @@ def param_groups(recipe: Recipe, model: nn.Module) -> list[ParamGroup]:
     members: dict[str, list[tuple[str, nn.Parameter]]] = {rule.name: [] for rule in recipe.groups}
     members[DEFAULT] = []
     for name, param in trainable(model):
-        rule = next((rule for rule in recipe.groups if _takes(rule.match, name, kind_of[name])), None)
-        members[rule.name if rule else DEFAULT].append((name, param))
+        members[group_of(recipe, name, kind_of[name])].append((name, param))
     _refuse_idle(recipe.groups, kind_of)
     rules = {rule.name: rule for rule in recipe.groups}
-    return [_group(recipe, name, rules.get(name), owned) for name, owned in members.items() if owned]
+    sparse = {id(module.weight) for module in model.modules() if isinstance(module, _EMBEDDINGS) and module.sparse}
+    return [
+        replace(
+            _group(recipe, name, rules.get(name), owned, tuple(kind_of[param] for param, _ in owned)),
+            sparse=any(id(param) in sparse for _, param in owned),
+        )
+        for name, owned in members.items()
+        if owned
+    ]
+
+
+def group_of(recipe: Recipe, name: str, kind: Kind) -> str:
+    """The param group that a parameter of this name and kind falls into: the first rule that takes it, or `default`."""
+    return next((rule.name for rule in recipe.groups if _takes(rule.match, name, kind)), DEFAULT)
 
 
 def _takes(match: Match, name: str, kind: Kind) -> bool:
@@ -166,7 +182,13 @@ def _refuse_idle(rules: Sequence[GroupRule], kind_of: dict[str, Kind]) -> None:
         raise RecipeError("recipe", problems)
 
 
-def _group(recipe: Recipe, name: str, rule: GroupRule | None, owned: Sequence[tuple[str, nn.Parameter]]) -> ParamGroup:
+def _group(
+    recipe: Recipe,
+    name: str,
+    rule: GroupRule | None,
+    owned: Sequence[tuple[str, nn.Parameter]],
+    kinds_owned: tuple[Kind, ...],
+) -> ParamGroup:
     own_decay = rule.weight_decay if rule else None
     own_eps = rule.eps if rule else None
     return ParamGroup(
@@ -177,4 +199,5 @@ def _group(recipe: Recipe, name: str, rule: GroupRule | None, owned: Sequence[tu
         weight_decay=recipe.weight_decay if own_decay is None else own_decay,
         betas=(rule.betas if rule else None) or recipe.betas,
         eps=recipe.eps if own_eps is None else own_eps,
+        kinds=kinds_owned,
     )

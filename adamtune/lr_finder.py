@@ -18,11 +18,11 @@ from adamtune.knobs import Knob
 from adamtune.recipe import Recipe
 from adamtune.spec import Spec, TaskSpec
 from adamtune.stages.context import Budget, Seeds, StageContext
-from adamtune.stages.lr import Response
-from adamtune.stages.lr_bracket import SPACING, Bracket, Estimate, bracket, for_horizon, lower_end
+from adamtune.stages.lr_bracket import SPACING, Bracket, Estimate, bracket, centre_of, for_horizon, lower_end
 from adamtune.stages.lr_curve import CLEAR_FALL, RangeCurve, RangeStatus
 from adamtune.stages.lr_group import lr_mult, with_group
 from adamtune.stages.lr_range import END, START, STEPS, range_test
+from adamtune.stages.lr_response import Response
 from adamtune.task import Task
 from adamtune.trial import Ramp
 
@@ -36,8 +36,6 @@ _SHORT_TRIALS = 4
 shorter ones: on `benchmarks.lr_tasks` mean regret 1.013 against 1.020 for six, since a longer trial is less noisy and
 tells of a longer run."""
 _LEAST_TRIAL = 8
-_BELOW_LOWEST = 0.4
-"""Decades from the ramp's lowest loss down to the best lr of the short trials (median on those tasks; scatter 0.35)."""
 
 
 class LRFindStatus(StrEnum):
@@ -172,7 +170,7 @@ def lr_find(
             short = max(_LEAST_TRIAL, min(horizon, left // trials))
             # While a group's lr rises the others learn at theirs, so the curve falls from the start and its lowest loss
             # tends to lie too high: there the trials start halfway to the lr that the others hold, and further apart.
-            centre, spacing = _lowest(test.curve) * 10**-_BELOW_LOWEST, SPACING
+            centre, spacing = centre_of(test.curve), SPACING
             if group is not None:
                 centre, spacing = math.sqrt(centre * recipe.lr), 2 * SPACING
             limits = _limits(refining.spec, start, end)
@@ -229,15 +227,6 @@ def _conclude(curve: RangeCurve, found: Bracket | None, horizon: int) -> tuple[L
         reason = f"the best lr tried, {response.lrs[response.best]:.2g}, is the last one: the optimum may lie beyond it"
         return LRFindStatus.AT_BOUNDARY, reason, estimate
     return LRFindStatus.OK, f"best of {len(response.lrs)} learning rates over {response.horizon} steps", estimate
-
-
-def _lowest(curve: RangeCurve) -> float:
-    """Where to start: the lr of the lowest loss, which a ramp too noisy to name a band still gives a hint of."""
-    if "lowest" in curve.suggestions:
-        return curve.suggestions["lowest"]
-    width = max(1, len(curve.losses) // 6)
-    sums = [math.fsum(curve.losses[at : at + width]) for at in range(len(curve.losses) - width + 1)]
-    return curve.lrs[sums.index(min(sums)) + width // 2]
 
 
 def _rounded(value: float) -> float:

@@ -14,16 +14,22 @@ from adamtune.rundir import FINAL
 from adamtune.spec import FRESH_SEEDS, Spec, StageName
 from adamtune.stages import REGISTRY
 from adamtune.stages.context import BudgetSpent, StageAnswer, StageContext, TrialRecord
+from adamtune.stages.costs import budget_steps
 from adamtune.trial import TrialResult
 
-_FULL_TRIALS_FOR: dict[StageName, int] = {"lr_range": 0, "lr": 0, "eps": 25, "beta2": 40, "warmup": 40}
-"""How many full trials must be affordable before `auto` asks a stage: lr alone under ten, eps from 25, beta2 with many
-more (Google's tuning playbook)."""
+_FULL_TRIALS_FOR: dict[StageName, int] = {"lr_range": 0, "lr": 0, "portfolio": 25, "beta1": 10, "eps": 25}
+_FULL_TRIALS_FOR_THE_REST = 40
+"""How many full trials must be affordable before `auto` asks a stage: lr alone under ten, beta1 from ten, eps from 25,
+beta2 and all else with many more (Google's tuning playbook). A portfolio is no knob of its own; 25 can pay for it."""
+
+
+OTHER_SEEDS = 10
+"""The final figures' intervals are for the mean over so many seeds of a reader's own, who will hardly train more."""
 
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A stage to ask, and the most training steps it can take."""
+    """A stage to ask, and the training steps it is reckoned with; it often takes fewer, as trials are pruned."""
 
     name: StageName
     question: str
@@ -38,11 +44,13 @@ class Plan:
     final_steps: int
     budget: float
     """Steps in all; inf when only time bounds the search."""
+    seconds_per_step: float = math.nan
+    """Of one trial by itself, timed on this machine; NaN where it was not."""
 
     @property
     def steps(self) -> int:
-        """The most training steps the whole sweep can take."""
-        return sum(stage.steps for stage in self.stages) + self.final_steps
+        """What the whole sweep is reckoned with: all stages, or the budget where it ends before."""
+        return round(min(sum(stage.steps for stage in self.stages) + self.final_steps, self.budget))
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,7 @@ class Measured:
     values: tuple[float, ...]
     """By seed; NaN where the trial diverged."""
     summary: Interval
+    """Their mean, and where the mean over `OTHER_SEEDS` other seeds should lie."""
 
 
 @dataclass(frozen=True)
@@ -96,33 +105,28 @@ def final_steps(spec: Spec) -> int:
     return 2 * fresh_seeds(spec) * spec.horizon
 
 
-def budget_steps(spec: Spec) -> float:
-    """The spec's budget in steps, the last comparison included; inf when only time bounds it."""
-    bounds = [math.inf]
-    if spec.budget.steps is not None:
-        bounds.append(spec.budget.steps)
-    if spec.budget.trials is not None:
-        bounds.append(spec.budget.trials * spec.horizon)
-    return min(bounds)
+def make_plan(spec: Spec, groups: Sequence[ParamGroup] = ()) -> Plan:
+    """The stages the spec lists, or all that its budget is large enough for, lr first.
 
-
-def make_plan(spec: Spec) -> Plan:
-    """The stages the spec lists, or as many as its budget can pay in full, lr first.
+    `groups` are the model's by the base recipe. `auto` leaves out what cannot matter to them. What the stages are
+    reckoned with may add up to more than the budget: the later ones are asked as far as it goes.
 
     Raises `InputError` when the budget cannot pay for the first question and the last comparison.
     """
     budget, final = budget_steps(spec), final_steps(spec)
     planned: list[PlannedStage] = []
-    left = budget - final
     for stage in REGISTRY.values():
-        steps = stage.cost(spec)
+        missing = bool(stage.missing(spec, groups))
+        steps = 0 if missing else stage.cost(spec)
         listed = stage.name in spec.stages if spec.stages is not None else False
-        # `auto` always asks for lr, on whatever is left; further questions only when they can be asked in full.
-        affordable = stage.name in ("lr_range", "lr") or steps <= left
-        wanted = spec.stages is None and budget >= _FULL_TRIALS_FOR[stage.name] * spec.horizon and affordable
+        # `auto` always asks for lr; further questions only when the budget could pay for lr and for them.
+        affordable = (
+            stage.name in ("lr_range", "lr") or sum(first.steps for first in planned[:2]) + steps <= budget - final
+        )
+        enough = _FULL_TRIALS_FOR.get(stage.name, _FULL_TRIALS_FOR_THE_REST) * spec.horizon
+        wanted = spec.stages is None and budget >= enough and affordable and not missing
         if listed or wanted:
             planned.append(PlannedStage(stage.name, stage.question, steps))
-            left -= steps
     if spec.stages is not None:
         planned.sort(key=lambda stage: spec.stages.index(stage.name) if spec.stages else 0)
     first = [stage.steps for stage in planned[: 2 if planned[0].name == "lr_range" else 1]]
@@ -141,10 +145,14 @@ def run_plan(plan: Plan, context: StageContext, progress: Progress) -> Recipe:
     incumbent = context.spec.base
     for planned in plan.stages:
         progress.on_stage(planned.name, planned.question)
+        stage = REGISTRY[planned.name]
+        unasked = stage.missing(context.spec.model_copy(update={"base": incumbent}), context.groups)
         try:
-            answer = REGISTRY[planned.name].run(context, incumbent)
+            answer = stage.run(context, incumbent) if not unasked else None
         except BudgetSpent as spent:
-            answer = StageAnswer(planned.name, planned.question, Verdict.UNASKED, str(spent), incumbent)
+            answer, unasked = None, str(spent)
+        if answer is None:
+            answer = StageAnswer(planned.name, planned.question, Verdict.UNASKED, unasked, incumbent)
         context.answers[planned.name] = answer
         incumbent = answer.recipe
         progress.on_answer(answer)
@@ -175,4 +183,4 @@ def conclude(context: StageContext, recommended: Recipe, progress: Progress) -> 
 
 def _measured(context: StageContext, recipe: Recipe, results: Sequence[TrialResult]) -> Measured:
     values = tuple(context.value(result) for result in results)
-    return Measured(recipe, values, interval(values))
+    return Measured(recipe, values, interval(values, OTHER_SEEDS))

@@ -253,6 +253,20 @@ class Recipe(Frozen):
                 values[f"groups.{rule.name}.{key}"] = getattr(rule, key)
         return values
 
+    def groups_told(self) -> str:
+        """The rules in one line for people, e.g. `no_decay: weight_decay 0; head: lr x3`."""
+        told = []
+        for rule in self.groups:
+            settings = [f"lr x{rule.lr_mult:g}"] if rule.lr_mult != 1.0 else []
+            own = {"weight_decay": rule.weight_decay, "betas": rule.betas, "eps": rule.eps}
+            settings += [
+                f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
+                for key, value in own.items()
+                if value is not None
+            ]
+            told.append(f"{rule.name}: {', '.join(settings) or 'as the rest'}")
+        return "; ".join(told) or "none"
+
     def with_knob(self, name: str, value: Any) -> Recipe:
         """A copy with one knob changed, validated; `RecipeError` for an unknown knob or a value out of range."""
         _known(name, self)

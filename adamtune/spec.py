@@ -5,9 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, PlainSerializer, create_model, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    JsonValue,
+    PlainSerializer,
+    ValidationInfo,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from adamtune import yaml_text
 from adamtune.errors import Problem, RecipeError, SpecError, TaskReferenceError
@@ -15,9 +25,27 @@ from adamtune.knobs import KNOBS, Knob
 from adamtune.recipe import Frozen, Number, Recipe, Whole, load_recipe
 from adamtune.task import TaskReference
 
-StageName = Literal["lr_range", "lr", "eps", "beta2", "warmup"]
-STAGES: tuple[StageName, ...] = ("lr_range", "lr", "eps", "beta2", "warmup")
+StageName = Literal[
+    "lr_range",
+    "lr",
+    "portfolio",
+    "beta1",
+    "eps",
+    "beta2",
+    "weight_decay",
+    "warmup",
+    "schedule",
+    "groups",
+    "clip",
+    "precision",
+    "switch",
+    "optimizer",
+]
+STAGES: tuple[StageName, ...] = get_args(StageName)
 """In the order they are asked: lr first, since it dominates."""
+
+_STAGE_OF = {"clip_norm": "clip"}
+"""The stage that asks for a knob, where it is not called as the knob is."""
 
 FRESH_SEEDS = 5
 """The fewest seeds of the final figures. They are no stage's seeds."""
@@ -102,8 +130,12 @@ def _searchable(knob: Knob) -> Callable[[Bounds | None], Bounds | None]:
     def check(bounds: Bounds | None) -> Bounds | None:
         if bounds is not None:
             narrowed = knob.narrowed(bounds.low, bounds.high)
-            problems = [] if narrowed.low < narrowed.high else [f"low ({narrowed.low:g}) >= high ({narrowed.high:g})"]
-            problems += _outside(narrowed)
+            problems = _outside(narrowed)
+            if narrowed.low > narrowed.high:
+                problems.insert(0, f"low ({narrowed.low:g}) >= high ({narrowed.high:g})")
+            elif narrowed.low == narrowed.high:
+                what = f"low and high are both {narrowed.low:g}, which leaves nothing to search; to fix {knob.name}, "
+                problems.insert(0, f"{what}write it into base and list the stages without it")
             if problems:
                 raise ValueError("; ".join(dict.fromkeys(problems)))
         return bounds
@@ -156,6 +188,21 @@ class Spec(Frozen):
     """An Optuna storage URL; by default a journal file in the run directory."""
     seed: Annotated[Whole, Field(ge=0)] = 0
     """Shifts every seed of the sweep."""
+
+    @field_validator("space")
+    @classmethod
+    def _asked(cls, space: Any, info: ValidationInfo) -> Any:
+        """Bounds of a knob that no stage listed would search are a mistake. lr is moved by nearly every stage."""
+        stages = info.data.get("stages")
+        given = [name for name in KNOBS if name != "lr" and getattr(space, name) is not None]
+        idle = [name for name in given if stages is not None and _STAGE_OF.get(name, name) not in stages]
+        if idle:
+            names, asking = ", ".join(idle), ", ".join(_STAGE_OF.get(name, name) for name in idle)
+            raise ValueError(
+                f"has bounds for {names}, which none of the stages listed searches; list {asking} too, or leave the "
+                "bounds out"
+            )
+        return space
 
     def knob(self, name: str) -> Knob:
         """A knob as this spec lets it be searched."""

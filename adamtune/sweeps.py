@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import platform
@@ -20,6 +21,7 @@ import torch
 
 from adamtune import rundir
 from adamtune.engines import Engine, make_engine, pick_device
+from adamtune.engines.width import time_alone
 from adamtune.errors import Problem, SpecError
 from adamtune.evidence import Interval, Verdict
 from adamtune.groups import ParamGroup, param_groups
@@ -28,7 +30,6 @@ from adamtune.plan import (
     Measured,
     Plan,
     Progress,
-    budget_steps,
     conclude,
     final_steps,
     fresh_seeds,
@@ -36,14 +37,16 @@ from adamtune.plan import (
     run_plan,
 )
 from adamtune.randomness import RandomState
-from adamtune.recipe import Recipe
+from adamtune.recipe import Recipe, WarmupSteps
 from adamtune.report.html import report_html
+from adamtune.report.wording import number
 from adamtune.rundir import RunDir
 from adamtune.search import open_storage, refuse_known_run
 from adamtune.spec import Spec, load_spec
 from adamtune.stages.context import Budget, Seeds, StageAnswer, StageContext, TrialRecord
+from adamtune.stages.costs import budget_steps
 from adamtune.task import Task, load_task
-from adamtune.trial import new_model
+from adamtune.trial import TrialRequest, new_model
 from adamtune.yaml_text import nearest
 
 RESULT_VERSION = 1
@@ -144,12 +147,8 @@ def sweep(spec: Spec | str | Path, run_dir: str | Path | None = None, progress: 
     name = "sweep" if isinstance(spec, Spec) else Path(spec).stem
     run_dir = Path(run_dir) if run_dir is not None else rundir.next_run_dir(name)
     spec = spec if isinstance(spec, Spec) else load_spec(Path(spec))
-    task = load_task(spec.task.ref, spec.task.args)
-    _check_objective(spec, task)
-    device = pick_device(spec.device)
-    plan = make_plan(spec)
-    with RandomState(spec.seed).active(device):
-        groups = param_groups(spec.base, new_model(task))
+    task, device, groups = _task_of(spec)
+    plan = make_plan(spec, groups)
     if spec.storage is not None:
         refuse_known_run(open_storage(spec.storage, Path()), run_dir.name)
     with ExitStack() as held:
@@ -160,7 +159,7 @@ def sweep(spec: Spec | str | Path, run_dir: str | Path | None = None, progress: 
         engine = held.enter_context(
             closing(make_engine(spec.engine, task, device, notes.on_steps, notes.on_note, spec.memory))
         )
-        context = _context(spec, engine, run, notes)
+        context = _context(spec, engine, run, notes, groups)
         if spec.budget.time is not None:
             context.budget.deadline = began + spec.budget.time
         notes.on_plan(plan, groups)
@@ -178,6 +177,26 @@ def sweep(spec: Spec | str | Path, run_dir: str | Path | None = None, progress: 
     return result
 
 
+def plan_of(spec: Spec) -> Plan:
+    """The plan of a sweep, with the time of a step: a few are trained and thrown away.
+
+    Raises what `sweep` raises before it trains.
+    """
+    task, device, groups = _task_of(spec)
+    plan = make_plan(spec, groups)
+    seconds = time_alone(task, TrialRequest(spec.base, spec.seed, spec.horizon), device)
+    return dataclasses.replace(plan, seconds_per_step=seconds if math.isfinite(seconds) else math.nan)
+
+
+def _task_of(spec: Spec) -> tuple[Task, torch.device, list[ParamGroup]]:
+    """The task, the device, and the param groups that the base recipe makes of the model."""
+    task = load_task(spec.task.ref, spec.task.args)
+    _check_objective(spec, task)
+    device = pick_device(spec.device)
+    with RandomState(spec.seed).active(device):
+        return task, device, param_groups(spec.base, new_model(task))
+
+
 @contextmanager
 def _last_words(run: RunDir, notes: _Notes, engine: Engine) -> Iterator[None]:
     """Whatever happens, leave the tables complete and the log saying how it ended, and how trials were trained."""
@@ -191,7 +210,7 @@ def _last_words(run: RunDir, notes: _Notes, engine: Engine) -> Iterator[None]:
         run.write_json(rundir.ENGINE, engine.facts())
 
 
-def _context(spec: Spec, engine: Engine, run: RunDir, notes: Progress) -> StageContext:
+def _context(spec: Spec, engine: Engine, run: RunDir, notes: Progress, groups: Sequence[ParamGroup]) -> StageContext:
     return StageContext(
         spec=spec,
         engine=engine,
@@ -200,6 +219,7 @@ def _context(spec: Spec, engine: Engine, run: RunDir, notes: Progress) -> StageC
         seeds=Seeds.of(spec, fresh_seeds(spec)),
         on_trial=notes.on_trial,
         name=run.path.name,
+        groups=groups,
     )
 
 
@@ -285,7 +305,10 @@ def answer_dict(answer: StageAnswer) -> dict[str, Any]:
     }
 
 
-_TABLE_KNOBS = ("lr", "beta1", "beta2", "eps", "weight_decay", "warmup", "schedule")
+_TABLE_KNOBS = (
+    *("optimizer", "lr", "beta1", "beta2", "eps", "momentum", "weight_decay"),
+    *("warmup", "schedule", "clip_norm", "precision", "switch"),
+)
 
 
 def _trials_table(records: list[TrialRecord]) -> pd.DataFrame:
@@ -293,6 +316,12 @@ def _trials_table(records: list[TrialRecord]) -> pd.DataFrame:
     for record in records:
         result, request = record.result, record.result.request
         knobs = {name: request.recipe.knob(name) for name in _TABLE_KNOBS}
+        knobs["groups"] = request.recipe.groups_told()
+        unused = ("beta1", "beta2", "eps") if request.recipe.optimizer == "sgd" else ("momentum",)
+        knobs |= dict.fromkeys(unused, math.nan)
+        knobs["switch"] = number(knobs["switch"]) if knobs["switch"] else ""
+        if isinstance(request.recipe.schedule.warmup, WarmupSteps):
+            knobs["warmup"] = number(knobs["warmup"])
         if request.ramp is not None:
             knobs |= {"lr": math.nan, "schedule": f"ramp {request.ramp.start:g}..{request.ramp.end:g}"}
         rows.append(
@@ -311,7 +340,7 @@ def _trials_table(records: list[TrialRecord]) -> pd.DataFrame:
             }
         )
     columns = ["stage", "study", "trial", "seed", "horizon", "outcome", "steps", "seconds", "value", *_TABLE_KNOBS]
-    return pd.DataFrame(rows, columns=[*columns, "message"])
+    return pd.DataFrame(rows, columns=[*columns, "groups", "message"])
 
 
 def _curves_table(records: list[TrialRecord]) -> pd.DataFrame:

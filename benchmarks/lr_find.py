@@ -26,7 +26,7 @@ from scipy.interpolate import PchipInterpolator
 from adamtune.engines import make_engine
 from adamtune.lr_finder import LRFindResult, lr_find
 from adamtune.recipe import Recipe
-from adamtune.stages.lr import Response, optimum
+from adamtune.stages.lr_response import Response, optimum
 from adamtune.trial import TrialRequest
 from benchmarks.lr_peers import STEPS, Answer, answers, installed
 from benchmarks.lr_tasks import CASES, Case

@@ -258,3 +258,8 @@ CASES: dict[str, Callable[[], Case]] = {
     "moved-to-0.3": lambda: Case(_digits(lambda: _mlp(0.05), "moved-to-0.3"), 300),
     "moved-to-1": lambda: Case(_digits(lambda: _mlp(0.016), "moved-to-1"), 300),
 }
+
+
+def task(case: str) -> Task:
+    """The task of one of `CASES`, as a spec refers to it: benchmarks.lr_tasks:task."""
+    return CASES[case]().task

@@ -43,6 +43,21 @@ def separable(pause: float = 0.0) -> Task:
     return replace(task, train_batches=slowly) if pause else task
 
 
+def overfitting() -> Task:
+    """Linear regression on 24 noisy rows of 40 features: what fits them best does worst on others."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(224, 40, generator=generator)
+    y = x[:, :1] + 2 * torch.randn(224, 1, generator=generator)
+    return Task.supervised(
+        make_model=lambda: nn.Linear(40, 1),
+        train_data=(x[:24], y[:24]),
+        val_data=(x[24:], y[24:]),
+        loss_fn=functional.mse_loss,
+        batch_size=24,
+        name="overfitting",
+    )
+
+
 def nan() -> Task:
     """No loss is ever finite."""
     return replace(separable(), loss=lambda model, batch: model(batch[0]).sum() * float("nan"))

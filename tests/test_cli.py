@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -397,14 +398,16 @@ def test_show_lists_the_runs_of_the_working_directory(cli: Cli, finished: Path, 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(cli: Cli, spec: Callable[..., Path], tmp_path: Path) -> None:
     plan = cli("sweep", spec(rest="stages: [lr, warmup]"), "--dry-run", "--json").json
-    assert set(plan) == {"version", "stages", "final_steps", "steps", "budget_steps"}
+    assert set(plan) == {"version", "stages", "final_steps", "steps", "budget_steps", "seconds_per_step"}
     assert [stage["stage"] for stage in plan["stages"]] == ["lr", "warmup"]
     assert all(set(stage) == {"stage", "question", "steps"} for stage in plan["stages"])
     assert plan["steps"] == plan["final_steps"] + sum(stage["steps"] for stage in plan["stages"])
     assert (plan["final_steps"], plan["budget_steps"]) == (200, 6000)
+    assert 0 < plan["seconds_per_step"] < 1
     said = cli("sweep", spec(rest="stages: [lr, warmup]"), "--dry-run")
     assert (said.code, said.err) == (0, "")
-    assert f"at most {plan['steps']:,} steps in all; budget: 6,000 steps; nothing was trained" in said.out
+    assert f"about {plan['steps']:,} steps in all; budget: 6,000 steps; stages are asked as far as it goes" in said.out
+    assert re.search(r"about [\d.]+ (s|min) one trial at a time, less side by side; a step takes [\d.]+ ms", said.out)
     timed = spec(rest="stages: [lr]")
     timed.write_text(timed.read_text().replace("{trials: 300}", "{time: 5m}"))
     assert cli("sweep", timed, "--dry-run", "--json").json["budget_steps"] is None

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adamtune.evidence import Direction, Verdict, interval, weigh
+from adamtune.evidence import ERROR, LOOKS, Direction, Verdict, interval, settled, share_of_error, weigh
 
 NAN, INF = math.nan, math.inf
 SEEDS = range(100, 105)
@@ -140,3 +140,64 @@ def test_a_real_but_small_effect_is_found_where_it_is_larger_than_the_noise() ->
             Verdict.CHANGED
         )
     assert wins > 150  # paired: unpaired, the spread between seeds would drown it
+
+
+def test_an_interval_for_other_seeds_holds_their_mean_19_times_in_20() -> None:
+    chance, held, narrow = random.Random(3), 0, 0
+    for _ in range(2000):
+        values = [chance.gauss(1.0, 0.3) for _ in range(5)]
+        later = sum(chance.gauss(1.0, 0.3) for _ in range(10)) / 10
+        wide, plain = interval(values, 10), interval(values)
+        held += wide.low <= later <= wide.high
+        narrow += plain.low <= later <= plain.high
+    assert held / 2000 == pytest.approx(0.95, abs=0.017)
+    assert narrow < held - 30  # the plain one is for the true mean
+
+
+def test_the_shares_of_the_error_add_up_to_it() -> None:
+    assert share_of_error(1) == ERROR / 2
+    assert 0.99 * ERROR < sum(map(share_of_error, range(1, 1000))) < ERROR
+
+
+def compared(chance: random.Random, gain: float, noise: float, comparison: int) -> tuple[Verdict, int]:
+    """One confirmation as sweeps do it: verdict and seeds used."""
+    pairs = [(value, value - chance.gauss(gain, noise)) for value in (chance.gauss(1.0, 0.3) for _ in range(LOOKS[-1]))]
+    error = share_of_error(comparison) / len(LOOKS)
+    for place, look in enumerate(LOOKS):
+        here, there = zip(*pairs[:look], strict=True)
+        evidence = weigh(range(look), here, there, "minimize", error)
+        if settled(evidence, "minimize", LOOKS[place + 1 :], error):
+            break
+    return evidence.verdict, look
+
+
+def test_a_sweep_over_knobs_that_do_nothing_seldom_changes_any() -> None:
+    chance, changed = random.Random(7), 0
+    for _ in range(1000):
+        changed += any(compared(chance, 0.0, 0.05, k)[0] is Verdict.CHANGED for k in range(1, 13))
+    assert changed / 1000 <= ERROR
+
+
+def test_clear_cases_take_three_seeds_and_hopeless_ones_no_more() -> None:
+    chance = random.Random(11)
+    assert {compared(chance, 0.2, 0.002, 3) for _ in range(100)} == {(Verdict.CHANGED, 3)}
+    worse = [compared(chance, -0.1, 0.05, 3) for _ in range(100)]
+    assert {verdict for verdict, _ in worse} == {Verdict.KEPT}
+    assert sum(looks for _, looks in worse) < 350
+
+
+def test_a_gain_twice_the_noise_is_found_with_more_seeds() -> None:
+    chance = random.Random(13)
+    found = [compared(chance, 0.1, 0.05, 4) for _ in range(200)]
+    assert sum(verdict is Verdict.CHANGED for verdict, _ in found) > 180
+    assert max(looks for _, looks in found) > 3
+
+
+def test_a_challenger_that_diverges_takes_no_more_seeds() -> None:
+    evidence = weigh(range(3), [1.0, 1.1, 0.9], [0.5, NAN, 0.4], "minimize")
+    assert settled(evidence, "minimize", LOOKS[1:], ERROR)
+
+
+def test_an_effect_is_told_on_the_scale_of_the_noise() -> None:
+    reason = weigh(SEEDS, INCUMBENT, [0.5, 0.72, 0.41, 0.58, 0.56], "minimize").reason
+    assert reason == "better by evidence: -0.496 [-0.51, -0.48] over 5 seeds, 32.7 times the noise between seeds"

@@ -46,15 +46,17 @@ def test_the_steepest_curve_is_trained_to_its_end_and_the_others_are_left() -> N
 
 
 def test_a_slow_starter_gets_time_when_it_is_proposed_first() -> None:
-    slow = [1.0] * 5 + [0.1] * 15
-    assert search([slow, *[falling(0.1, 20)] * 5], 30, 20)[0][0] > 5
+    slow = [1.0] * 5 + [0.1] * 45
+    others = [falling(0.1, 50)] * 5
+    assert search([slow, *others], 60, 50)[0][0] > 5
+    assert search([*others, slow], 60, 50)[0][5] < 5  # of the last one little is expected
 
 
 def test_proposals_start_in_their_order_and_ever_more_of_them() -> None:
     _, order = search([falling(0.1, 50)] * 200, 1000, 50)
     started = list(dict.fromkeys(order))
     assert started == list(range(len(started)))
-    assert len(set(order[:200])) == pytest.approx(28, abs=2)
+    assert len(set(order[:200])) == pytest.approx(27, abs=2)
     assert len(started) == pytest.approx(100, abs=3)
 
 

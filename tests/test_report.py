@@ -19,8 +19,9 @@ from adamtune.errors import RunDirError
 from adamtune.lr_finder import LRFindResult, LRFindStatus
 from adamtune.report.html import report_html
 from adamtune.report.lr_plot import lr_html_plot, lr_terminal_plot
-from adamtune.stages.lr import Response
+from adamtune.report.terminal import print_result
 from adamtune.stages.lr_curve import RangeCurve, read_curve
+from adamtune.stages.lr_response import Response
 
 HOSTILE = "</script><script>hacked()</script><img src=x onerror=hacked()>"
 LRS = [1e-6 * 10 ** (k / 10) for k in range(51)]
@@ -42,7 +43,7 @@ def make_result() -> dict[str, Any]:
     curve = {"lrs": LRS, "losses": FALL, "low": [x - 0.1 for x in FALL], "high": [x + 0.1 for x in FALL]}
     rules = {"steepest": 3e-3, "valley": 2e-3, "minimum/10": 1e-3}
     coarse = {"horizon": 60, "lrs": [0.001, 0.01, 0.1], "scores": [0.4, 0.2, None]}
-    values = {"values": [0.9, 0.99], "scores": [0.375, None], "incumbent_score": 0.3125}
+    values = {"candidates": ["0.9", "0.99"], "scores": [0.375, None], "incumbent_score": 0.3125}
     return {
         "version": 1,
         "task": {"ref": "my_task.py:task", "args": {}},
@@ -295,6 +296,48 @@ def test_values_are_drawn_beside_the_incumbents_score(page_of: Callable[[], str]
     assert points(drawn, "tried") == [("0.9", 0.375)]
     assert points(drawn, "incumbent, 0.999") == [("0.9", 0.3125), ("0.99", 0.3125)]
     assert "pruned or diverged: 0.99." in text_of(page)
+
+
+def test_a_stage_tells_where_lr_was_re_centred_and_what_its_candidates_come_from(
+    page_of: Callable[[], str], result: dict[str, Any]
+) -> None:
+    assert "best lr" not in text_of(page_of())
+    result["objective"] = {"name": "accuracy", "direction": "maximize"}
+    result["stages"][2] |= {"stage": "warmup", "before": 0.05, "after": {"steps": 500}}
+    result["stages"][2]["details"] |= {
+        "recentred": [{"candidate": "0.9", "lrs": [0.005, 0.01, 0.02], "scores": [-0.5, -0.75, None], "lr": 0.0123}],
+        "gradient_rms": 0.00125,
+        "gradient_norm": {"p50": 0.4, "p90": 1.5, "records": 64},
+        "seconds_a_step": {"fp32": 0.002, "bf16": 0.004, "fp16": None},
+        "late_to_middle": {"m_hat": 0.25, "sqrt_v_hat": None},
+        "gaps": {"none": {"training": 0.5, "validation": 0.75, "gap": 0.25}},
+    }
+    text = text_of(page_of())
+    assert "0.05 before, 500 steps after." in text
+    assert re.search(r"0\.9\s+0\.5 at 0\.005, 0\.75 at 0\.01, - at 0\.02\s+0\.0123", text)
+    assert "RMS of a typical weight's gradient, by the probe: 0.00125." in text
+    assert "by 64 records of the probe: median 0.4, 90th percentile 1.5." in text
+    assert "Milliseconds a step, trained alone: fp32 2, bf16 4." in text
+    assert "medians of Adam's state by the probe: m_hat 0.25, sqrt_v_hat -." in text
+    assert re.search(r"training loss at the end\s+validation loss\s+gap\s+none\s+0\.5\s+0\.75\s+0\.25", text)
+
+
+def test_a_stage_that_brings_in_what_was_not_there_shows_it(page_of: Callable[[], str], result: dict[str, Any]) -> None:
+    after = {"to": "sgd", "at": 0.8, "lr": 0.05, "momentum": 0.9}
+    result["stages"][2] |= {"stage": "switch", "before": None, "after": after}
+    assert "- before, to sgd, at 0.8, lr 0.05, momentum 0.9 after." in text_of(page_of())
+
+
+def test_the_terminal_shows_it_too(
+    result: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    after = {"to": "sgd", "at": 0.8, "lr": 0.05, "momentum": 0.9}
+    result["stages"] = [stage("switch", "changed", before=None, after=after), stage("clip"), stage("warmup", "unasked")]
+    print_result(result, Path("here"))
+    lines = capsys.readouterr().out.splitlines()
+    assert re.match(r" switch +changed +- +to sgd, at 0\.8, lr 0\.05, momentum 0\.9 +because of switch", lines[1])
+    assert re.match(r" clip +kept +because of clip", lines[2])
 
 
 def test_no_score_at_all(page_of: Callable[[], str], result: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ import adamtune
 from adamtune.errors import ExitCode, SpecError
 from adamtune.knobs import KNOBS
 from adamtune.recipe import Recipe
-from adamtune.spec import Bounds, Budget, Objective, Spec, TaskSpec, load_spec, resolve_spec
+from adamtune.spec import STAGES, Bounds, Budget, Objective, Spec, TaskSpec, load_spec, resolve_spec
 from recipes import recipes
 
 REPO = Path(__file__).parent.parent
@@ -128,15 +128,25 @@ ARGS = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
     max_leaves=6,
 )
+
+
+def asked_space(stages: list[str] | None) -> st.SearchStrategy[dict[str, Bounds | None]]:
+    """Bounds for knobs that some stage searches."""
+    names = [name for name in KNOBS if stages is None or name in ("lr", *stages)]
+    return st.fixed_dictionaries({}, optional={name: bounds(name) for name in names})
+
+
+STAGES_AND_SPACE = (st.none() | st.permutations(STAGES).map(lambda names: names[:3])).flatmap(
+    lambda stages: st.tuples(st.just(stages), asked_space(stages))
+)
 SPECS = st.builds(
-    Spec,
+    lambda stages_and_space, **rest: Spec(stages=stages_and_space[0], space=stages_and_space[1], **rest),
+    stages_and_space=STAGES_AND_SPACE,
     task=st.builds(TaskSpec, ref=st.just("a.b:c"), args=st.dictionaries(TEXTS, ARGS, max_size=3)),
     horizon=st.integers(1, 10**9),
     budget=st.builds(Budget, steps=st.integers(1, 10**12), time=st.none() | st.floats(1e-3, 1e9)),
     seeds=st.integers(1, 99),
     base=recipes(),
-    stages=st.none() | st.permutations(["lr_range", "lr", "eps", "beta2", "warmup"]).map(lambda names: names[:3]),
-    space=st.fixed_dictionaries({}, optional={name: bounds(name) for name in KNOBS}),
     objective=st.builds(Objective, name=TEXTS, direction=st.sampled_from(["minimize", "maximize"])),
     device=st.sampled_from(["auto", "cpu", "cuda:1"]),
     engine=st.sampled_from(["auto", "sequential"]),
@@ -221,7 +231,9 @@ def test_every_shipped_spec_loads(path: Path) -> None:
         (LEAST + "space: {lrr: {low: 1}}", "$.space.lrr", "did you mean 'lr'?"),
         (LEAST + "space: {lr: {lo: 1}}", "$.space.lr.lo", "did you mean 'low'?"),
         (LEAST + "space: {lr: {low: 1, high: 0.1}}", "$.space.lr", "low (1) >= high (0.1)"),
-        (LEAST + "space: {lr: {low: 1, high: 1}}", "$.space.lr", "low (1) >= high (1)"),
+        (LEAST + "space: {lr: {low: 1, high: 1}}", "$.space.lr", "nothing to search; to fix lr, write it"),
+        (LEAST + "stages: [lr, eps]\nspace: {eps: {low: 1e-9}, beta2: {low: 0.9}}", "$.space", "bounds for beta2,"),
+        (LEAST + "stages: [lr]\nspace: {clip_norm: {high: 5}}", "$.space", "list clip too, or leave the bounds out"),
         (LEAST + "space: {lr: {low: 99}}", "$.space.lr", "low (99) >= high (10)"),
         (LEAST + "space: {lr: {low: -1}}", "$.space.lr", "low must be above 0"),
         (LEAST + "space: {eps: {low: 0}}", "$.space.eps", "log scale"),

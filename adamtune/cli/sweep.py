@@ -33,14 +33,14 @@ def sweep(
     from adamtune.spec import load_spec
 
     loaded = load_spec(spec, overrides)
-    from adamtune.plan import make_plan
     from adamtune.report import terminal
     from adamtune.report.live import SweepScreen
     from adamtune.rundir import next_run_dir
+    from adamtune.sweeps import plan_of
     from adamtune.sweeps import sweep as run_sweep
 
     if dry_run:
-        plan = make_plan(loaded)
+        plan = plan_of(loaded)
         if json:
             terminal.print_json(terminal.plan_dict(plan))
         else:

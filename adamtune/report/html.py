@@ -88,14 +88,19 @@ def _stage(stage: Mapping[str, Any], objective: Mapping[str, str]) -> str:
     parts = [f"<h2>{escape(stage['stage'])}: {escape(stage['verdict'])}</h2>"]
     parts += [paragraph(stage["question"]), paragraph(stage["reason"])]
     before, after = number(stage["before"]), number(stage["after"])
-    if stage["before"] is not None:
+    if stage["before"] is not None or stage["after"] is not None:
         parts.append(paragraph(f"{before}, unchanged." if before == after else f"{before} before, {after} after."))
     if details.get("lrs"):
         parts.append(_range_picture(details))
     if details.get("responses"):
         parts.append(_response_picture(details["responses"], objective))
-    if details.get("values"):
-        parts.append(_values_picture(stage, objective))
+    if details.get("candidates"):
+        parts.append(_candidates_picture(stage, objective))
+    if details.get("recentred"):
+        parts.append(_recentred(details["recentred"], objective))
+    if details.get("gaps"):
+        parts.append(_gaps(details["gaps"]))
+    parts += _measured_facts(details)
     if evidence:
         parts.append(_evidence(evidence, objective))
     return "\n".join(parts)
@@ -119,9 +124,9 @@ def _response_picture(responses: Sequence[Mapping[str, Any]], objective: Mapping
     return picture(response_figure(shown, objective["name"]), caption + _without_score(missing))
 
 
-def _values_picture(stage: Mapping[str, Any], objective: Mapping[str, str]) -> str:
+def _candidates_picture(stage: Mapping[str, Any], objective: Mapping[str, str]) -> str:
     details, knob = stage["details"], stage["stage"]
-    scores = dict(zip(map(number, details["values"]), _as_measured(details["scores"], objective), strict=True))
+    scores = dict(zip(details["candidates"], _as_measured(details["scores"], objective), strict=True))
     (own,) = _as_measured([details.get("incumbent_score")], objective)
     drawn = values_figure(knob, objective["name"], scores, (number(stage["before"]), own))
     missing = [value for value, score in scores.items() if score is None]
@@ -129,6 +134,43 @@ def _values_picture(stage: Mapping[str, Any], objective: Mapping[str, str]) -> s
         missing.append(f"{number(stage['before'])}, the incumbent's")
     caption = f"Mean validation {objective['name']} by {knob}, on the search seeds."
     return picture(drawn, caption + _without_score(missing))
+
+
+def _recentred(recentred: Sequence[Mapping[str, Any]], objective: Mapping[str, str]) -> str:
+    """The best candidates at other learning rates, and the lr that follows for each."""
+    rows = []
+    for each in recentred:
+        scores = _as_measured(each["scores"], objective)
+        tried = ", ".join(f"{number(score)} at {number(lr)}" for lr, score in zip(each["lrs"], scores, strict=True))
+        rows.append([each["candidate"], tried, number(each["lr"])])
+    return table(["candidate", f"mean {objective['name']} at lr", "best lr"], rows)
+
+
+def _gaps(gaps: Mapping[str, Mapping[str, float | None]]) -> str:
+    """Training and validation loss at the end of the runs, by candidate."""
+    columns = ["training", "validation", "gap"]
+    rows = [[name, *(number(each[column]) for column in columns)] for name, each in gaps.items()]
+    return table(["candidate", "training loss at the end", "validation loss", "gap"], rows)
+
+
+def _measured_facts(details: Mapping[str, Any]) -> list[str]:
+    """Where the candidates of a stage come from, or what they were judged by beside the objective."""
+    told = []
+    if details.get("gradient_rms"):
+        told.append(f"RMS of a typical weight's gradient, by the probe: {number(details['gradient_rms'])}.")
+    if details.get("gradient_norm"):
+        norm = details["gradient_norm"]
+        told.append(
+            f"Gradient norm of the incumbent, by {norm['records']} records of the probe: median {number(norm['p50'])}, "
+            f"90th percentile {number(norm['p90'])}."
+        )
+    if details.get("seconds_a_step"):
+        times = ", ".join(f"{name} {number(1e3 * each)}" for name, each in details["seconds_a_step"].items() if each)
+        told.append(f"Milliseconds a step, trained alone: {times}.")
+    if details.get("late_to_middle"):
+        changes = ", ".join(f"{name} {number(each)}" for name, each in details["late_to_middle"].items())
+        told.append(f"Late in the run over midway, medians of Adam's state by the probe: {changes}.")
+    return [paragraph(line) for line in told]
 
 
 def _as_measured(scores: Sequence[float | None], objective: Mapping[str, str]) -> list[float | None]:

@@ -43,19 +43,34 @@ def plan_dict(plan: Plan) -> dict[str, Any]:
         "final_steps": plan.final_steps,
         "steps": plan.steps,
         "budget_steps": plan.budget,
+        "seconds_per_step": plan.seconds_per_step,
     }
 
 
 def print_plan(plan: Plan, horizon: int) -> None:
-    """The plan as a table: stages, what they can cost at most."""
-    table = Table("stage", "question", "steps at most", "in full trials", box=None)
-    for stage in plan.stages:
-        table.add_row(stage.name, stage.question, f"{stage.steps:,}", f"{stage.steps / horizon:.0f}")
+    """The plan as a table: stages, what they are reckoned with, and how long that takes."""
+    timed = math.isfinite(plan.seconds_per_step)
+    table = Table("stage", "question", "steps", "trials", "time", box=None)
     last = "How do default and recommended compare on fresh seeds?"
-    table.add_row("final", last, f"{plan.final_steps:,}", f"{plan.final_steps / horizon:.0f}")
-    _out().print(table)
+    rows = [(stage.name, stage.question, stage.steps) for stage in plan.stages]
+    for name, question, steps in [*rows, ("final", last, plan.final_steps)]:
+        time = _duration(steps * plan.seconds_per_step) if timed else "-"
+        table.add_row(name, question, f"{steps:,}", f"{steps / horizon:.0f}", time)
+    out = _out()
+    out.print(table)
     budget = f"{plan.budget:,.0f} steps" if math.isfinite(plan.budget) else "bounded by time only"
-    _out().print(f"at most {plan.steps:,} steps in all; budget: {budget}; nothing was trained")
+    out.print(f"about {plan.steps:,} steps in all; budget: {budget}; stages are asked as far as it goes")
+    if timed:
+        whole, step = _duration(plan.steps * plan.seconds_per_step), f"{1e3 * plan.seconds_per_step:.3g} ms"
+        out.print(f"about {whole} one trial at a time, less side by side; a step takes {step} (a few were timed)")
+
+
+def _duration(seconds: float) -> str:
+    """To two digits: `0.31 s`, `42 s`, `7 min`, `2.5 h`."""
+    for unit, size, above in (("h", 3600, 5400), ("min", 60, 90)):
+        if seconds >= above:
+            return f"{float(f'{seconds / size:.2g}'):g} {unit}"
+    return f"{float(f'{seconds:.2g}'):g} s"
 
 
 def print_result(result: Mapping[str, Any], run_dir: Path) -> None:
@@ -63,7 +78,8 @@ def print_result(result: Mapping[str, Any], run_dir: Path) -> None:
     out = _out()
     verdicts = Table("knob", "verdict", "default", "recommended", "why", box=None)
     for stage in result["stages"]:
-        before, after = ("", "") if stage["before"] is None else (number(stage["before"]), number(stage["after"]))
+        told = stage["before"] is not None or stage["after"] is not None
+        before, after = (number(stage["before"]), number(stage["after"])) if told else ("", "")
         verdicts.add_row(stage["stage"], stage["verdict"], before, after, stage["reason"])
     out.print(verdicts)
     out.print()

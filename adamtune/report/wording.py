@@ -8,7 +8,9 @@ from typing import Any
 
 
 def number(value: object) -> str:
-    """A value as people read it: numbers with four digits, and a knob of several keys as `at 0.8, lr 0.05`."""
+    """A value as people read it: numbers with four digits, a warmup in steps as such, several keys as `at 0.8, ...`."""
+    if isinstance(value, Mapping) and set(value) == {"steps"}:
+        return f"{value['steps']} steps"
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {number(item)}" for key, item in value.items())
     if isinstance(value, float):

@@ -13,17 +13,18 @@ import math
 from collections.abc import Sequence
 
 GROWTH = 0.8
-"""After n units about n ** GROWTH proposals have been started, times the breadth."""
+"""After what n whole curves cost, about breadth * n ** GROWTH proposals have been started."""
 
-BREADTH = 0.4
-"""For proposals in the order of a prior: 28 started after 200 units, 100 after 1,000."""
+BREADTH = 9.0
+"""For proposals in the order of a prior: 27 started after what four whole curves cost, 99 after twenty."""
 
-TRUSTED_BREADTH = 0.25
+TRUSTED_BREADTH = 5.7
 """For proposals that did well on tasks like this one: fewer are started, and they get further."""
 
-FIRST = 8
-"""Units the first proposal gets before it is judged; the k-th gets FIRST / sqrt(k), and at least two. A slow starter
-needs them, and the earlier a proposal comes the more it is believed to be good. Between 6 and 10 nothing changes."""
+FIRST = 0.16
+"""Of its curve, what the first proposal gets before it is judged; the k-th gets FIRST / sqrt(k), and at least two
+units. A slow starter needs it, and the earlier a proposal comes the more it is believed to be good. In
+`benchmarks.replay` half or twice as much does a little worse."""
 
 _FIRST_AT_LEAST = 2
 
@@ -56,7 +57,7 @@ class FreezeThaw:
         if self._due:
             return self.started - 1
         more = self.started < self._proposals
-        if more and self.started < max(1.0, self._breadth * self._units**GROWTH):
+        if more and self.started < max(1.0, self._breadth * (self._units / self._length) ** GROWTH):
             return self.started
         best = min(range(self.started), key=self._promises.__getitem__)
         if math.isfinite(self._promises[best]):
@@ -71,7 +72,7 @@ class FreezeThaw:
         if proposal == self.started:
             self._curves.append([untrained if math.isfinite(untrained) else loss])
             self._promises.append(math.inf)
-            self._due = max(_FIRST_AT_LEAST, round(FIRST / math.sqrt(proposal + 1)))
+            self._due = max(_FIRST_AT_LEAST, round(FIRST * self._length / math.sqrt(proposal + 1)))
         curve = self._curves[proposal]
         curve.append(loss)
         self._units += 1

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.pruners import BasePruner
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from adamtune.errors import InputError
 from adamtune.evidence import Direction
-from adamtune.knobs import Knob, Scale
+from adamtune.knobs import Choice, Knob, Scale, Value
 from adamtune.trial import Outcome, TrialResult
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # it prints a line a trial; ours is the only voice in the terminal
@@ -83,7 +83,7 @@ class Asked:
     """A trial that was asked for: its number in the study, its knobs and its seed."""
 
     number: int
-    values: Mapping[str, float]
+    values: Mapping[str, Value]
     seed: int
 
 
@@ -94,7 +94,7 @@ class KnobStudy:
         self,
         storage: BaseStorage,
         name: str,
-        knobs: Iterable[Knob],
+        knobs: Iterable[Knob | Choice],
         direction: Direction,
         sampler_seed: int,
         keep: float = 0.5,
@@ -117,7 +117,7 @@ class KnobStudy:
         """As Optuna's tools list it."""
         return self._study.study_name
 
-    def ask(self, values: Mapping[str, float] | None, seeds: Sequence[int], **attrs: Any) -> list[Asked]:
+    def ask(self, values: Mapping[str, Value] | None, seeds: Sequence[int], **attrs: Any) -> list[Asked]:
         """Ask for one point on several seeds: the `values` given, or what the sampler proposes when None.
 
         `attrs` are kept with the trials as user attributes.
@@ -126,13 +126,12 @@ class KnobStudy:
         asked = []
         for seed in seeds:
             if values is not None:
-                fixed = {self._knobs[name].parameter: self._knobs[name].to_parameter(v) for name, v in values.items()}
-                self._study.enqueue_trial(fixed)
+                self._study.enqueue_trial(dict(_as_parameter(self._knobs[name], v) for name, v in values.items()))
             trial = self._study.ask(self._distributions(values))
             values = {
-                name: knob.from_parameter(trial.params[knob.parameter])
+                name: _from_parameter(knob, trial.params[_parameter(knob)])
                 for name, knob in self._knobs.items()
-                if knob.parameter in trial.params
+                if _parameter(knob) in trial.params
             }
             for key, attr in {_POINT: point, "seed": seed, **attrs}.items():
                 trial.set_user_attr(key, attr)
@@ -160,15 +159,31 @@ class KnobStudy:
             # Optuna knows no divergence. PRUNED makes samplers hold the point for bad; FAIL would make them forget it.
             self._study.tell(trial, state=TrialState.FAIL if result.outcome is Outcome.FAILED else TrialState.PRUNED)
 
-    def _distributions(self, values: Mapping[str, float] | None) -> dict[str, BaseDistribution]:
+    def _distributions(self, values: Mapping[str, Value] | None) -> dict[str, BaseDistribution]:
         """Wide enough for what is asked: an incumbent may lie outside the range that is searched."""
         distributions: dict[str, BaseDistribution] = {}
         for name, knob in self._knobs.items():
+            if values is not None and name not in values:
+                continue
+            if isinstance(knob, Choice):
+                distributions[name] = CategoricalDistribution(knob.values)
+                continue
             ends = [knob.to_parameter(knob.low), knob.to_parameter(knob.high)]
             if values is not None:
-                if name not in values:
-                    continue
-                ends.append(knob.to_parameter(values[name]))
+                ends.append(knob.to_parameter(float(values[name])))
             log = knob.scale is not Scale.LINEAR
             distributions[knob.parameter] = FloatDistribution(min(ends), max(ends), log=log)
         return distributions
+
+
+def _parameter(knob: Knob | Choice) -> str:
+    return knob.name if isinstance(knob, Choice) else knob.parameter
+
+
+def _as_parameter(knob: Knob | Choice, value: Value) -> tuple[str, Value]:
+    """The study's parameter and its value there."""
+    return _parameter(knob), value if isinstance(knob, Choice) else knob.to_parameter(float(value))
+
+
+def _from_parameter(knob: Knob | Choice, value: Value) -> Value:
+    return value if isinstance(knob, Choice) else knob.from_parameter(float(value))

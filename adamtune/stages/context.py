@@ -12,16 +12,18 @@ from optuna.storages import BaseStorage
 
 from adamtune.engines import Engine, TrialBatch
 from adamtune.errors import AdamtuneError
-from adamtune.evidence import Evidence, Verdict, weigh
-from adamtune.knobs import Knob
+from adamtune.evidence import LOOKS, Evidence, Verdict, settled, share_of_error, weigh
+from adamtune.groups import ParamGroup
+from adamtune.knobs import Choice, Knob
 from adamtune.recipe import Recipe
 from adamtune.search import Asked, KnobStudy
+from adamtune.search.portfolio import Start
 from adamtune.spec import Spec
-from adamtune.trial import Outcome, TrialRequest, TrialResult
+from adamtune.trial import Outcome, RungReport, TrialRequest, TrialResult
 
 CONFIRM_SEEDS = 5
-"""The fewest seeds a challenger is confirmed on. They chose no candidate; every stage uses the same, so that the
-incumbent is trained on them once."""
+"""Seeds a confirmation is reckoned with in a plan: the clear ones take three, the others up to twelve. They chose no
+candidate; every stage uses the same, so that the incumbent is trained on them once."""
 
 _SEEDS_APART = 10_000
 
@@ -92,7 +94,7 @@ class Seeds:
         def block(index: int, count: int) -> tuple[int, ...]:
             return tuple(range(start + index * _SEEDS_APART, start + index * _SEEDS_APART + count))
 
-        return cls(block(0, spec.seeds), block(1, max(CONFIRM_SEEDS, spec.seeds)), block(2, fresh))
+        return cls(block(0, spec.seeds), block(1, LOOKS[-1]), block(2, fresh))
 
 
 class StageContext:
@@ -107,12 +109,19 @@ class StageContext:
         seeds: Seeds,
         on_trial: Callable[[TrialRecord], None] = lambda record: None,
         name: str = "run",
+        groups: Sequence[ParamGroup] = (),
+        learned: Sequence[Start] = (),
     ) -> None:
-        """`name` is the run's, for its studies; `on_trial` hears of every trial as it ends."""
-        self.spec, self.budget, self.seeds = spec, budget, seeds
+        """`name` is the run's, for its studies; `on_trial` hears of every trial as it ends.
+
+        `groups` are those that the spec's base recipe makes of the model, `learned` what former runs propose.
+        """
+        self.spec, self.budget, self.seeds, self.groups = spec, budget, seeds, tuple(groups)
+        self.learned = tuple(learned)
         self.answers: dict[str, StageAnswer] = {}
         self._name, self._engine, self._storage, self._on_trial = name, engine, storage, on_trial
         self._studies: dict[str, KnobStudy] = {}
+        self._confirmations = 0
         self._known: dict[tuple[str, int, int], TrialResult] = {}
 
     @property
@@ -132,7 +141,7 @@ class StageContext:
         mean = math.fsum(values) / len(values)
         return mean if self.spec.objective.direction == "minimize" else -mean
 
-    def study(self, stage: str, knobs: Iterable[Knob] = (), keep: float = 0.5) -> KnobStudy:
+    def study(self, stage: str, knobs: Iterable[Knob | Choice] = (), keep: float = 0.5) -> KnobStudy:
         """The stage's Optuna study, RUN/STAGE, so that runs can share a storage."""
         if stage not in self._studies:
             name, direction = f"{self._name}/{stage}", self.spec.objective.direction
@@ -155,6 +164,23 @@ class StageContext:
         if requests:
             self.race(stage, self.study(stage), asked, requests, rungs=self.rungs())
         return [[self._known[recipe.training_key(), seed, self.horizon] for seed in seeds] for recipe in recipes]
+
+    def known(self, recipe: Recipe, seed: int) -> TrialResult | None:
+        """What a recipe did on a seed up to the horizon, where it was trained before and not pruned."""
+        return self._known.get((recipe.training_key(), seed, self.horizon))
+
+    def probes(self, recipe: Recipe) -> list[Mapping[str, float]]:
+        """What was recorded of Adam's state in the trials of a recipe to the horizon: one record a rung.
+
+        Trials of `measure` record it. See `AdamProbe` for the keys.
+        """
+        return [rung.probe for rung in self.probed(recipe)]
+
+    def probed(self, recipe: Recipe) -> list[RungReport]:
+        """The rungs of those records, which tell the step."""
+        mine = (recipe.training_key(), self.horizon)
+        results = [result for (key, _, horizon), result in self._known.items() if (key, horizon) == mine]
+        return [rung for result in results for rung in result.rungs if rung.probe]
 
     def rungs(self) -> list[int]:
         """Where full-length trials are evaluated: eight points of the curve, the horizon last."""
@@ -217,10 +243,27 @@ class StageContext:
         self._on_trial(TrialRecord(stage, study, number, result, self.value(result)))
 
     def confirm(self, stage: str, incumbent: Recipe, challenger: Recipe) -> Evidence:
-        """Both recipes to the horizon on the seeds kept for confirmation, paired."""
-        seeds = self.seeds.confirm
-        here, there = (
-            [self.value(result) for result in results]
-            for results in self.measure_all(stage, [incumbent, challenger], seeds)
-        )
-        return weigh(seeds, here, there, self.spec.objective.direction)
+        """Both recipes to the horizon on the seeds kept for confirmation, paired; more seeds while the case is unclear.
+
+        Every confirmation of a sweep takes a smaller share of the error allowed to all. Where the budget does not pay
+        for more seeds, what is there decides. Raises `BudgetSpent` when not even the fewest can be paid.
+        """
+        self._confirmations += 1
+        looks = [look for look in LOOKS if look <= len(self.seeds.confirm)]
+        error = share_of_error(self._confirmations) / len(looks)
+        direction = self.spec.objective.direction
+        evidence: Evidence | None = None
+        for place, look in enumerate(looks):
+            seeds = self.seeds.confirm[:look]
+            try:
+                results = self.measure_all(stage, [incumbent, challenger], seeds)
+            except BudgetSpent:
+                if evidence is None:
+                    raise
+                break
+            here, there = ([self.value(result) for result in own] for own in results)
+            evidence = weigh(seeds, here, there, direction, error)
+            if settled(evidence, direction, looks[place + 1 :], error):
+                break
+        assert evidence is not None  # LOOKS begins below the fewest seeds there are
+        return evidence

@@ -1,10 +1,9 @@
-"""lr: refine inside the band with trials at fixed learning rates, under the real schedule."""
+"""lr: bracket the best learning rate with short trials, and where the budget allows look again over the whole run."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from adamtune.errors import NothingLearned
@@ -12,48 +11,30 @@ from adamtune.evidence import Verdict
 from adamtune.knobs import Knob
 from adamtune.recipe import Recipe
 from adamtune.spec import Spec
-from adamtune.stages.choose import choice_cost
 from adamtune.stages.context import StageAnswer, StageContext
+from adamtune.stages.costs import confirmation_cost, frugal
+from adamtune.stages.lr_bracket import bracket, for_horizon, lower_end
+from adamtune.stages.lr_response import Response, optimum
 from adamtune.trial import TrialRequest
 
 NAME = "lr"
 QUESTION = "Which learning rate trains best over the whole run?"
 
-SQUEEZE = 0.2
-"""Share of the horizon of the first, short trials: the whole schedule squeezed into it. A short run under a schedule
-that ends at zero ranks learning rates nearly as the full run does; one cut off midway favours small ones (short-horizon
-bias, Wu et al. 2018)."""
+SQUEEZE = 0.25
+"""Share of the horizon of the short trials: the whole schedule squeezed into it. A short run under a schedule that ends
+at zero ranks learning rates nearly as the full run does; one cut off midway favours small ones (short-horizon bias, Wu
+et al. 2018). `adamtune lr-find` does the same."""
 
-_SHORTEST = 20
-COARSE, _FINE = 0.5, 0.25
-"""Spacing of the short and of the full-length trials, in decades."""
+_SHORTEST = 8
 
-_MOST_COARSE, _MOST_FINE = 13, 6
-"""Learning rates tried at most, with all widening."""
+_SHORT_TRIALS, _UNGUIDED_TRIALS = 8, 14
+"""Short trials at most: after a range test, and from the incumbent's lr without one."""
 
+_FINE = 0.25
+"""Spacing of the full-length trials, in decades."""
 
-@dataclass(frozen=True)
-class Response:
-    """Mean objective by learning rate at one horizon, as losses (lower is better); inf where a seed diverged."""
-
-    horizon: int
-    lrs: tuple[float, ...]
-    scores: tuple[float, ...]
-
-    @property
-    def best(self) -> int:
-        """Index of the lowest score."""
-        return min(range(len(self.scores)), key=self.scores.__getitem__)
-
-    @property
-    def at_low_end(self) -> bool:
-        """Whether the best is the smallest lr tried, so that the optimum may lie below."""
-        return self.best == 0
-
-    @property
-    def at_high_end(self) -> bool:
-        """Whether the best is the largest lr tried."""
-        return self.best == len(self.lrs) - 1
+_MOST_FINE = 6
+"""Learning rates tried over the whole run at most, with all widening."""
 
 
 def ladder(
@@ -98,47 +79,13 @@ def _beyond(response: Response, spacing: float, limits: Knob) -> list[float]:
     """The next learning rates past an end where the best lies; none at the limits."""
     if not any(map(math.isfinite, response.scores)) or response.at_low_end:
         steps = [response.lrs[0] * 10 ** (-spacing * k) for k in (2, 1)]
-        return [lr for lr in steps if lr >= limits.low * 0.999]
-    if response.at_high_end:
+    elif response.at_high_end:
         steps = [response.lrs[-1] * 10 ** (spacing * k) for k in (1, 2)]
-        return [lr for lr in steps if lr <= limits.high * 1.001]
-    return []
-
-
-def optimum(response: Response) -> float:
-    """The lr at the bottom of `parabola`; where there is nothing to fit, the best one tried."""
-    fit = parabola(response)
-    return float(10 ** fit[0]) if fit else response.lrs[response.best]
-
-
-def parabola(response: Response) -> tuple[float, float] | None:
-    """log10 of the lr at the minimum of a parabola through the best point and its neighbours, and its curvature.
-
-    It runs in log lr and, where losses are positive, log loss, since they rise by factors on either side of the best:
-    it then names the best better (median regret 1.022 instead of 1.025 for half decades on `benchmarks.lr_tasks`). The
-    curvature is the loss's rise a decade squared. None where a neighbour is missing (an end) or diverged.
-    """
-    at = response.best
-    if response.at_low_end or response.at_high_end:
-        return None
-    x = [math.log10(response.lrs[k]) for k in (at - 1, at, at + 1)]
-    y = [response.scores[k] for k in (at - 1, at, at + 1)]
-    if not all(map(math.isfinite, y)):
-        return None
-    if min(y) > 0:
-        y = list(map(math.log, y))
-    left, right = (y[1] - y[0]) / (x[1] - x[0]), (y[2] - y[1]) / (x[2] - x[1])
-    curvature = (right - left) / (x[2] - x[0])
-    if curvature <= 0:
-        return None
-    bottom = (x[0] + x[1]) / 2 - left / (2 * curvature)
-    return min(max(bottom, x[0]), x[2]), curvature
-
-
-def spread(low: float, high: float, spacing: float) -> list[float]:
-    """Learning rates at multiples of `spacing` decades that cover `low` to `high`."""
-    first, last = math.floor(math.log10(low) / spacing + 1e-9), math.ceil(math.log10(high) / spacing - 1e-9)
-    return [float(10 ** (k * spacing)) for k in range(first, last + 1)]
+    else:
+        return []
+    near = 10 ** (spacing / 10)
+    clipped = dict.fromkeys(limits.clip(lr) for lr in steps)
+    return [lr for lr in clipped if all(max(lr / tried, tried / lr) > near for tried in response.lrs)]
 
 
 def squeezed(horizon: int) -> int:
@@ -146,37 +93,42 @@ def squeezed(horizon: int) -> int:
     return min(horizon, max(_SHORTEST, round(SQUEEZE * horizon)))
 
 
-def around(context: StageContext, incumbent: Recipe) -> list[float]:
-    """Where to try first: over the band the range test found, else a decade either side of the incumbent."""
-    found = context.answers.get("lr_range")
-    band = found.details.get("band") if found else None
-    low, high = band or (incumbent.lr / 10, incumbent.lr * 10)
-    knob = context.spec.knob("lr")
-    return sorted({knob.clip(lr) for lr in spread(knob.clip(low), knob.clip(high), COARSE)})
-
-
 def cost(spec: Spec) -> int:
-    """Steps at most."""
-    return _MOST_COARSE * spec.seeds * squeezed(spec.horizon) + choice_cost(spec, [0.0] * (_MOST_FINE - 1))
+    """Steps, with a confirmation on as many seeds as it is reckoned with."""
+    guided = spec.stages is None or "lr_range" in spec.stages
+    short = (_SHORT_TRIALS if guided else _UNGUIDED_TRIALS) * squeezed(spec.horizon)
+    full = 0 if frugal(spec) else _MOST_FINE * spec.seeds * spec.horizon
+    return short + full + confirmation_cost(spec)
 
 
 def run(context: StageContext, incumbent: Recipe) -> StageAnswer:
-    """Short trials over the band, full ones around their optimum, then the fitted best against the incumbent."""
+    """Short trials downhill from where the range test points, and the best of them corrected for the run's length.
+
+    Unless the budget is small, full-length trials around it on all search seeds say it more exactly. What comes of it
+    meets the incumbent on the confirmation seeds.
+    """
     knob = context.spec.knob("lr")
-    coarse = ladder(
-        context, NAME, incumbent, around(context, incumbent), squeezed(context.horizon), COARSE, knob, _MOST_COARSE
-    )
-    centre = knob.clip(optimum(coarse))
-    near = sorted({knob.clip(centre * 10 ** (_FINE * k)) for k in (-2, -1, 0, 1)})
-    full = ladder(context, NAME, incumbent, near, context.horizon, _FINE, knob, _MOST_FINE, keep=0.75)
-    best = float(f"{knob.clip(optimum(full)):.3g}")
+    ranged = context.answers.get("lr_range")
+    guide = ranged.details.get("centre") if ranged else None  # the range test may have been too dear
+    centre = knob.clip(incumbent.lr if guide is None else guide)
+    trials = _UNGUIDED_TRIALS if guide is None else _SHORT_TRIALS
+    short = squeezed(context.horizon)
+    found = bracket(context, lambda lr: incumbent.with_knob("lr", lr), centre, short, trials, knob, baseline=False)
+    best = knob.clip(for_horizon(lower_end(found.response), short, context.horizon).lr)
+    responses = [found.response]
+    if not frugal(context.spec):
+        near = sorted({knob.clip(best * 10 ** (_FINE * k)) for k in (-1, 0, 1)})
+        responses.append(ladder(context, NAME, incumbent, near, context.horizon, _FINE, knob, _MOST_FINE, keep=0.75))
+        best = knob.clip(optimum(responses[-1]))
+    best = float(f"{best:.3g}")
+    last = responses[-1]
     details: dict[str, Any] = {
-        "responses": [{"horizon": r.horizon, "lrs": list(r.lrs), "scores": list(r.scores)} for r in (coarse, full)]
+        "responses": [{"horizon": r.horizon, "lrs": list(r.lrs), "scores": list(r.scores)} for r in responses]
     }
 
     def answer(verdict: Verdict, reason: str, recipe: Recipe, **more: Any) -> StageAnswer:
-        if full.at_low_end or full.at_high_end:
-            reason += f"; the best lies at the {'lower' if full.at_low_end else 'upper'} end of what may be searched"
+        if last.at_low_end or last.at_high_end:
+            reason += f"; the best lies at the {'lower' if last.at_low_end else 'upper'} end of what was searched"
         return StageAnswer(NAME, QUESTION, verdict, reason, recipe, incumbent.lr, recipe.lr, details=details, **more)
 
     if best == incumbent.lr:

@@ -10,7 +10,8 @@ from adamtune.errors import NothingLearned
 from adamtune.knobs import Knob
 from adamtune.recipe import Recipe
 from adamtune.stages.context import StageContext
-from adamtune.stages.lr import Response, optimum, parabola
+from adamtune.stages.lr_curve import RangeCurve
+from adamtune.stages.lr_response import Response, optimum, parabola
 from adamtune.trial import TrialRequest
 
 SPACING = 0.5
@@ -35,6 +36,9 @@ EXPONENTS = (-0.55, 0.75)
 examples shows (best lr 32 times lower from 20 to 2,000 steps over 4,096 samples, under a schedule to zero). A model
 that overfits within the run can need a lower lr still."""
 
+BELOW_LOWEST = 0.4
+"""Decades from the ramp's lowest loss down to the best lr of the short trials (median on those tasks; scatter 0.35)."""
+
 FIT_ERROR = 0.1
 """Decades by which the bracket's own optimum scatters between seeds (standard deviation 0.07 on those tasks)."""
 
@@ -56,7 +60,17 @@ class Bracket:
     closed: bool
     """Whether the best of them had a worse one on either side."""
     untrained: float
-    """Score of the model before training, on the first seed."""
+    """Score of the model before training, on the first seed; inf where it was not asked for."""
+
+
+def centre_of(curve: RangeCurve) -> float:
+    """Where to begin: below the lr of the range test's lowest loss. One too noisy for a band still hints."""
+    lowest = curve.suggestions.get("lowest")
+    if lowest is None:
+        width = max(1, len(curve.losses) // 6)
+        sums = [math.fsum(curve.losses[at : at + width]) for at in range(len(curve.losses) - width + 1)]
+        lowest = curve.lrs[sums.index(min(sums)) + width // 2]
+    return lowest * 10**-BELOW_LOWEST
 
 
 def bracket(
@@ -67,30 +81,34 @@ def bracket(
     trials: int,
     limits: Knob,
     spacing: float = SPACING,
+    stage: str = "lr",
+    baseline: bool = True,
 ) -> Bracket:
     """At most `trials` trials of `horizon` steps, downhill from a pair around `centre` until the best is between worse.
 
     Neighbours lie `spacing` decades apart.
 
     `at(lr)` is the recipe to train. What is left of the trials then goes to a second seed for the best and its
-    neighbours. Raises `NothingLearned` when every trial diverges.
+    neighbours. `stage` is the stage that the trials go by; without `baseline` the untrained model is not scored.
+
+    Raises `NothingLearned` when every trial diverges.
     """
     seeds = context.seeds.search
-    study = context.study(f"lr/{horizon}-steps", [limits])
+    study = context.study(f"{stage}/{horizon}-steps", [limits])
     values: dict[float, list[float]] = {}
 
     def train(lrs: list[float], seed: int) -> None:
-        asked = [trial for lr in lrs for trial in study.ask({"lr": lr}, [seed])]
+        asked = [trial for lr in lrs for trial in study.ask({limits.name: lr}, [seed])]
         requests = [TrialRequest(at(lr), seed, horizon) for lr in lrs]
-        for lr, result in zip(lrs, context.race("lr", study, asked, requests, [horizon]), strict=True):
+        for lr, result in zip(lrs, context.race(stage, study, asked, requests, [horizon]), strict=True):
             values.setdefault(lr, []).append(context.value(result))
 
     def response() -> Response:
         lrs = sorted(values)
         return Response(horizon, tuple(lrs), tuple(context.score(values[lr]) for lr in lrs))
 
-    before = context.open([TrialRequest(at(centre), seeds[0], horizon)]).advance(0)[0]
-    untrained = context.score(before.values[context.spec.objective.name] for before in [before] if before)
+    before = context.open([TrialRequest(at(centre), seeds[0], horizon)]).advance(0) if baseline else []
+    untrained = context.score(report.values[context.spec.objective.name] for report in before if report)
     factor = 10**spacing
     first = [lr for lr in (centre / factor**0.5, centre * factor**0.5) if limits.low <= lr <= limits.high]
     train(first or [limits.clip(centre)], seeds[0])

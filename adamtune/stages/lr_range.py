@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,8 @@ from adamtune.evidence import Verdict
 from adamtune.recipe import Recipe
 from adamtune.spec import Spec
 from adamtune.stages.context import StageAnswer, StageContext
+from adamtune.stages.costs import frugal
+from adamtune.stages.lr_bracket import centre_of
 from adamtune.stages.lr_curve import RangeCurve, RangeStatus, read_curve, smooth
 from adamtune.trial import Outcome, Ramp, TrialRequest, TrialResult
 
@@ -24,6 +26,9 @@ FURTHEST = 10.0
 """A loss that is still flat or falling at the end of the ramp is followed on, at the same pace, up to this lr."""
 
 _LEAST_STEPS = 60
+
+_FRUGAL_SHARE = 0.2
+"""Of the horizon, for the ramp of a small budget, on one seed."""
 
 _CHECK_EVERY = 10
 """Steps between looks at whether the ramp has gone far enough."""
@@ -47,9 +52,14 @@ def smoothing_window(ramp: Ramp) -> float:
 
 
 def range_test(
-    context: StageContext, recipe: Recipe, ramp: Ramp, furthest: float = FURTHEST, validation: bool = False
+    context: StageContext,
+    recipe: Recipe,
+    ramp: Ramp,
+    furthest: float = FURTHEST,
+    validation: bool = False,
+    seeds: Sequence[int] | None = None,
 ) -> RangeTest:
-    """Ramp lr on every search seed and read the curve.
+    """Ramp lr on every search seed, or on those given, and read the curve.
 
     Adam's moments run on through the ramp, as they would under any schedule: with beta1 = 0.9 they remember ten steps,
     a sixth of a decade at the default 60 steps a decade, which is within the smoothing. A seed stops when it diverges
@@ -60,7 +70,7 @@ def range_test(
     """
     asked_for, ramp = ramp.steps, _extended(ramp, furthest)
     study = context.study(NAME)
-    asked = study.ask({}, context.seeds.search, start=ramp.start, end=ramp.end)
+    asked = study.ask({}, seeds or context.seeds.search, start=ramp.start, end=ramp.end)
     batch = context.open([TrialRequest(recipe, trial.seed, ramp.steps, ramp) for trial in asked])
     window = smoothing_window(ramp)
     every = max(1, round(window / 3)) if validation else _CHECK_EVERY
@@ -135,14 +145,15 @@ def _climbed_back(smoothed: list[float]) -> bool:
 
 def cost(spec: Spec) -> int:
     """Steps at most."""
-    return spec.seeds * _extended(_ramp(spec), _furthest(spec)).steps
+    return (1 if frugal(spec) else spec.seeds) * _extended(_ramp(spec), _furthest(spec)).steps
 
 
 def _ramp(spec: Spec) -> Ramp:
     """The default ramp inside the spec's range of lr; no longer than the run itself, but for the shortest runs."""
     knob = spec.knob("lr")
     start = max(START, knob.low) if knob.high > 10 * START else knob.low
-    return Ramp(start, min(max(END, 10 * start), knob.high), min(STEPS, max(_LEAST_STEPS, spec.horizon)))
+    steps = round(spec.horizon * (_FRUGAL_SHARE if frugal(spec) else 1.0))
+    return Ramp(start, min(max(END, 10 * start), knob.high), min(STEPS, max(_LEAST_STEPS, steps)))
 
 
 def _furthest(spec: Spec) -> float:
@@ -151,7 +162,8 @@ def _furthest(spec: Spec) -> float:
 
 def run(context: StageContext, incumbent: Recipe) -> StageAnswer:
     """The range test over the default ramp; changes nothing. Raises `NothingLearned` when no loss is ever finite."""
-    curve = range_test(context, incumbent, _ramp(context.spec), _furthest(context.spec)).curve
+    seeds = context.seeds.search[: 1 if frugal(context.spec) else None]
+    curve = range_test(context, incumbent, _ramp(context.spec), _furthest(context.spec), seeds=seeds).curve
     if curve.status is RangeStatus.DIVERGING and not curve.losses:
         raise NothingLearned(
             f"the range test found nothing to tune: {curve.reason}; check the task's data and loss for NaN or inf"
@@ -159,6 +171,7 @@ def run(context: StageContext, incumbent: Recipe) -> StageAnswer:
     details: dict[str, Any] = {
         "lrs": list(curve.lrs), "losses": list(curve.losses), "low": list(curve.low), "high": list(curve.high),
         "status": curve.status, "band": curve.band, "suggestions": dict(curve.suggestions),
+        "centre": centre_of(curve) if curve.status is RangeStatus.OK else None,
     }  # fmt: skip
     reason = curve.reason + (f" between lr {curve.band[0]:.2g} and {curve.band[1]:.2g}" if curve.band else "")
     return StageAnswer(NAME, QUESTION, Verdict.MEASURED, reason, incumbent, details=details)
