@@ -86,7 +86,7 @@ class Progress:
         """So many training steps were just done."""
 
     def on_note(self, note: str) -> None:
-        """One line on how trials are trained: in stacks or one by one, and why."""
+        """One line: how trials are trained (in stacks or one by one, and why), or what was learned from former runs."""
 
     def on_trial(self, record: TrialRecord) -> None:
         """A trial has ended."""
