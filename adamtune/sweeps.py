@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 import platform
+import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -74,7 +75,7 @@ class SweepResult:
             "version": RESULT_VERSION,
             "task": self.spec.task.model_dump(),
             "horizon": self.spec.horizon,
-            "objective": self.spec.objective.model_dump(),
+            "objective": self.spec.objective.model_dump(exclude_none=True),
             "steps_used": self.steps_used,
             "wall_seconds": round(self.wall_seconds, 3),
             "default": _measured_dict(self.conclusion.default),
@@ -293,11 +294,14 @@ def _round(value: float) -> float:
 
 
 def _measured_dict(measured: Measured) -> dict[str, Any]:
-    return _interval_dict(measured.summary) | {
+    told: dict[str, Any] = _interval_dict(measured.summary) | {
         "seeds": measured.summary.count,
         "values": list(measured.values),
         "diverged": sum(not math.isfinite(value) for value in measured.values),
     }
+    if measured.steps_to:
+        told |= {"steps_to": list(measured.steps_to), "median_steps_to": statistics.median(measured.steps_to)}
+    return told
 
 
 def _interval_dict(interval: Interval) -> dict[str, Any]:
