@@ -11,7 +11,7 @@ from adamtune.evidence import Evidence, Interval, Verdict, interval, weigh
 from adamtune.groups import ParamGroup
 from adamtune.recipe import Recipe
 from adamtune.rundir import FINAL
-from adamtune.spec import FRESH_SEEDS, Spec, StageName
+from adamtune.spec import FRESH_SEEDS, Objective, Spec, StageName
 from adamtune.stages import REGISTRY
 from adamtune.stages.context import BudgetSpent, StageAnswer, StageContext, TrialRecord
 from adamtune.stages.costs import budget_steps
@@ -62,6 +62,9 @@ class Measured:
     """By seed; NaN where the trial diverged."""
     summary: Interval
     """Their mean, and where the mean over `OTHER_SEEDS` other seeds should lie."""
+    steps_to: tuple[float, ...] = ()
+    """By seed: the step of the first of the eight rungs at which `time_to` was reached, inf where it never was. Empty
+    without `time_to`."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ class Progress:
         """So many training steps were just done."""
 
     def on_note(self, note: str) -> None:
-        """One line on how trials are trained: in stacks or one by one, and why."""
+        """One line: how trials are trained (in stacks or one by one, and why), or what was learned from former runs."""
 
     def on_trial(self, record: TrialRecord) -> None:
         """A trial has ended."""
@@ -183,4 +186,13 @@ def conclude(context: StageContext, recommended: Recipe, progress: Progress) -> 
 
 def _measured(context: StageContext, recipe: Recipe, results: Sequence[TrialResult]) -> Measured:
     values = tuple(context.value(result) for result in results)
-    return Measured(recipe, values, interval(values, OTHER_SEEDS))
+    target = context.spec.objective.time_to
+    steps = () if target is None else tuple(_steps_to(context.spec.objective, result) for result in results)
+    return Measured(recipe, values, interval(values, OTHER_SEEDS), steps)
+
+
+def _steps_to(objective: Objective, result: TrialResult) -> float:
+    sign = 1.0 if objective.direction == "minimize" else -1.0
+    target = math.inf if objective.time_to is None else objective.time_to
+    values = ((rung.step, rung.values.get(objective.name, math.nan)) for rung in result.rungs)
+    return next((float(step) for step, value in values if sign * value <= sign * target), math.inf)

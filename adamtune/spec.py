@@ -97,6 +97,8 @@ class Objective(Frozen):
 
     name: str = "loss"
     direction: Literal["minimize", "maximize"] = "minimize"
+    time_to: Number | None = None
+    """A value of the objective; where given, the result also says after how many steps it was reached."""
 
 
 def _auto_or_list(value: object) -> object:

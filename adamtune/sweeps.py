@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 import platform
+import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,6 +43,8 @@ from adamtune.report.html import report_html
 from adamtune.report.wording import number
 from adamtune.rundir import RunDir
 from adamtune.search import open_storage, refuse_known_run
+from adamtune.search.former_runs import learned_starts
+from adamtune.search.portfolio import Start
 from adamtune.spec import Spec, load_spec
 from adamtune.stages.context import Budget, Seeds, StageAnswer, StageContext, TrialRecord
 from adamtune.stages.costs import budget_steps
@@ -72,7 +75,7 @@ class SweepResult:
             "version": RESULT_VERSION,
             "task": self.spec.task.model_dump(),
             "horizon": self.spec.horizon,
-            "objective": self.spec.objective.model_dump(),
+            "objective": self.spec.objective.model_dump(exclude_none=True),
             "steps_used": self.steps_used,
             "wall_seconds": round(self.wall_seconds, 3),
             "default": _measured_dict(self.conclusion.default),
@@ -109,7 +112,7 @@ class _Notes(Progress):
         self._audience.on_steps(steps)
 
     def on_note(self, note: str) -> None:
-        self._run.log(f"engine: {note}")
+        self._run.log(note)
         self._audience.on_note(note)
 
     def on_trial(self, record: TrialRecord) -> None:
@@ -134,10 +137,16 @@ class _Notes(Progress):
         self._run.write(rundir.PROBE, _probe_table(self.records).to_csv(index=False))
 
 
-def sweep(spec: Spec | str | Path, run_dir: str | Path | None = None, progress: Progress | None = None) -> SweepResult:
+def sweep(
+    spec: Spec | str | Path,
+    run_dir: str | Path | None = None,
+    progress: Progress | None = None,
+    learn_from: Sequence[str | Path] = (),
+) -> SweepResult:
     """Tune what `spec` (or the YAML file of that path) says, leaving every file of the run in `run_dir`.
 
     Without a `run_dir` it is runs/NAME-N, the first N free. `progress` hears of everything as it happens.
+    Recipes that did well in the runs below the folders `learn_from` are the first that the stage `portfolio` tries.
 
     Raises `InputError` before anything is written when the spec, its task, device or directory cannot be used;
     `TaskError` when the task fails in training; `NothingLearned` when there is nothing to recommend. Whatever ends it,
@@ -149,6 +158,8 @@ def sweep(spec: Spec | str | Path, run_dir: str | Path | None = None, progress: 
     spec = spec if isinstance(spec, Spec) else load_spec(Path(spec))
     task, device, groups = _task_of(spec)
     plan = make_plan(spec, groups)
+    told: list[str] = []
+    learned = learned_starts([Path(folder) for folder in learn_from], run_dir, told.append)
     if spec.storage is not None:
         refuse_known_run(open_storage(spec.storage, Path()), run_dir.name)
     with ExitStack() as held:
@@ -159,10 +170,12 @@ def sweep(spec: Spec | str | Path, run_dir: str | Path | None = None, progress: 
         engine = held.enter_context(
             closing(make_engine(spec.engine, task, device, notes.on_steps, notes.on_note, spec.memory))
         )
-        context = _context(spec, engine, run, notes, groups)
+        context = _context(spec, engine, run, notes, groups, learned)
         if spec.budget.time is not None:
             context.budget.deadline = began + spec.budget.time
         notes.on_plan(plan, groups)
+        for note in told:
+            notes.on_note(note)
         with _last_words(run, notes, engine):
             recipe = run_plan(plan, context, notes)
             conclusion = conclude(context, recipe, notes)
@@ -210,7 +223,14 @@ def _last_words(run: RunDir, notes: _Notes, engine: Engine) -> Iterator[None]:
         run.write_json(rundir.ENGINE, engine.facts())
 
 
-def _context(spec: Spec, engine: Engine, run: RunDir, notes: Progress, groups: Sequence[ParamGroup]) -> StageContext:
+def _context(
+    spec: Spec,
+    engine: Engine,
+    run: RunDir,
+    notes: Progress,
+    groups: Sequence[ParamGroup],
+    learned: Sequence[Start],
+) -> StageContext:
     return StageContext(
         spec=spec,
         engine=engine,
@@ -220,6 +240,7 @@ def _context(spec: Spec, engine: Engine, run: RunDir, notes: Progress, groups: S
         on_trial=notes.on_trial,
         name=run.path.name,
         groups=groups,
+        learned=learned,
     )
 
 
@@ -273,11 +294,14 @@ def _round(value: float) -> float:
 
 
 def _measured_dict(measured: Measured) -> dict[str, Any]:
-    return _interval_dict(measured.summary) | {
+    told: dict[str, Any] = _interval_dict(measured.summary) | {
         "seeds": measured.summary.count,
         "values": list(measured.values),
         "diverged": sum(not math.isfinite(value) for value in measured.values),
     }
+    if measured.steps_to:
+        told |= {"steps_to": list(measured.steps_to), "median_steps_to": statistics.median(measured.steps_to)}
+    return told
 
 
 def _interval_dict(interval: Interval) -> dict[str, Any]:

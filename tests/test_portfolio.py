@@ -76,6 +76,14 @@ def test_what_former_runs_taught_is_tried_first() -> None:
     assert answer.recipe.betas[1] == 0.95
 
 
+def test_something_comes_to_its_end_however_many_are_proposed() -> None:
+    lab = bench(likes_short_memory, horizon=80)
+    lab.context.learned = tuple(Start(f"learned {k}", "a run", {"beta1": 0.5 + k / 100}) for k in range(20))
+    answer = portfolio.run(lab.context, BASE)
+    assert min(answer.details["scores"]) < math.inf
+    assert len(answer.details["scores"]) > 10
+
+
 def test_a_spec_that_narrows_a_knob_is_kept_to() -> None:
     lab = bench(likes_short_memory, space={"weight_decay": {"low": 1e-4, "high": 0.3}})
     portfolio.run(lab.context, BASE)

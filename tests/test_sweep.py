@@ -22,6 +22,7 @@ from adamtune import rundir
 from adamtune.errors import AdamtuneError, InputError, NothingLearned, RunDirError, SpecError, TaskError
 from adamtune.plan import Progress
 from adamtune.recipe import Recipe
+from adamtune.report.terminal import print_result
 from adamtune.rundir import next_run_dir, read_result, write_atomically
 from adamtune.spec import STAGES, Budget, Objective, Spec, TaskSpec, load_spec
 from adamtune.sweeps import SweepResult, sweep
@@ -213,6 +214,19 @@ def test_a_metric_can_be_maximized(tmp_path: Path) -> None:
     assert run.json["recommended"]["mean"] > run.json["default"]["mean"] + 0.05
     assert run.json["difference"]["ci95"][0] > 0
     assert run.trials.query("outcome == 'completed'")["value"].between(0, 1).all()
+
+
+def test_steps_to_a_target_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At rungs an eighth of the run apart; a target the default never reaches is told as such."""
+    objective = Objective(time_to=0.5)
+    run = Run(tmp_path / "run", spec(objective=objective))
+    default, recommended = run.json["default"], run.json["recommended"]
+    assert (default["steps_to"], default["median_steps_to"]) == ([None] * 5, None)
+    curves = run.curves[(run.curves["stage"] == "final") & (run.curves["loss"] <= 0.5)]
+    assert recommended["steps_to"] == curves.groupby("seed")["step"].min().tolist()
+    assert 0 < recommended["median_steps_to"] < 40
+    print_result(run.json, run.path)
+    assert f"never by default, {recommended['median_steps_to']:.0f} steps recommended" in capsys.readouterr().out
 
 
 def test_a_default_that_diverges_is_told_and_left(tmp_path: Path) -> None:

@@ -21,7 +21,11 @@ def sweep(
     memory: Annotated[
         float | None, typer.Option(help="Share of the free memory that trials side by side may take; 0.6 by default.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; train nothing.")] = False,
+    learn_from: Annotated[
+        list[Path] | None,
+        typer.Option(help="A folder of former runs, or one; what did well there is tried first. May be repeated."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan, cost and time; keep nothing.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> int:
     """Tune the recipe of a training run and write down the best, with the evidence.
@@ -49,7 +53,7 @@ def sweep(
     target = run_dir or next_run_dir(spec.stem)
     try:
         with SweepScreen(target, quiet=json) as screen:
-            result = run_sweep(loaded, target, screen)
+            result = run_sweep(loaded, target, screen, learn_from or ())
     except KeyboardInterrupt:
         typer.echo(f"adamtune: interrupted; the trials measured until now are in {target}", err=True)
         return ExitCode.INTERRUPTED

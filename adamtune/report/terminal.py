@@ -86,11 +86,22 @@ def print_result(result: Mapping[str, Any], run_dir: Path) -> None:
     objective = result["objective"]["name"]
     for name in ("default", "recommended"):
         out.print(f"{name + ':':<13}{objective} {with_interval(result[name])}", markup=False)
+    if "time_to" in result["objective"]:
+        first, second = (_steps_to(result[name]) for name in ("default", "recommended"))
+        out.print(
+            f"{'time to ' + number(result['objective']['time_to']) + ':':<13}{first} by default, {second} recommended"
+        )
     default, recommended = result["default"]["mean"], result["recommended"]["mean"]
     if default and recommended:
         out.print(f"{'ratio:':<13}{recommended / default:.3f}", markup=False)
     out.print(f"{'cost:':<13}{result['steps_used']:,} training steps, {result['wall_seconds']:.0f} s")
     out.print(f"{'recipe:':<13}{run_dir / rundir.RECIPE}", markup=False)
+
+
+def _steps_to(measured: Mapping[str, Any]) -> str:
+    """The median over the fresh seeds; null in the JSON is never."""
+    steps = measured.get("median_steps_to")
+    return "never" if steps is None else f"{steps:,.0f} steps"
 
 
 def print_runs(runs: Mapping[Path, Mapping[str, Any]]) -> None:

@@ -52,6 +52,12 @@ class FreezeThaw:
         """How many proposals have been started: the first so many."""
         return len(self._curves)
 
+    @property
+    def promising(self) -> int | None:
+        """Of those started and not at their end, the one that promises to end lowest; None when there is none."""
+        best = min(range(self.started), key=self._promises.__getitem__, default=None)
+        return best if best is not None and math.isfinite(self._promises[best]) else None
+
     def next(self) -> int | None:
         """The proposal to train for one more unit, a new one if it equals `started`; None when nothing is left."""
         if self._due:
@@ -59,10 +65,8 @@ class FreezeThaw:
         more = self.started < self._proposals
         if more and self.started < max(1.0, self._breadth * (self._units / self._length) ** GROWTH):
             return self.started
-        best = min(range(self.started), key=self._promises.__getitem__)
-        if math.isfinite(self._promises[best]):
-            return best
-        return self.started if more else None
+        best = self.promising
+        return self.started if best is None and more else best
 
     def tell(self, proposal: int, loss: float, untrained: float = math.inf) -> None:
         """The loss (lower is better) of `proposal` after one more unit; one that is not finite ends it.

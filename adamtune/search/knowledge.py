@@ -18,7 +18,7 @@ _MEAN_WEIGHT = 0.3
 """Weight of a point's mean regret beside what it adds to those chosen before: where two points add alike, the one that
 does well everywhere. Anything from 0.1 to 1 does as well in `benchmarks.replay`; 0 does worse."""
 
-_NEAR = 0.5
+NEAR = 0.5
 """Standard deviations of the prior within which a point counts as having been tried."""
 
 
@@ -70,6 +70,6 @@ def _regrets(points: Sequence[Mapping[str, float]], task: KnownTask, prior: Prio
     for place, row in enumerate(here):
         squares = ((there - row) ** 2).sum(axis=1)
         nearest = int(np.argmin(squares))
-        if squares[nearest] <= _NEAR**2:
+        if squares[nearest] <= NEAR**2:
             found[place] = regrets[nearest]
     return found

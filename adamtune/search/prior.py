@@ -37,6 +37,13 @@ class Prior:
         """Up to a constant; 0 for the best-believed values. Every knob of the prior must be in `values`."""
         return -0.5 * math.fsum(belief.distance(values[belief.knob.name]) ** 2 for belief in self.beliefs)
 
+    def apart(self, one: Mapping[str, float], other: Mapping[str, float]) -> float:
+        """How far apart two points are, in standard deviations."""
+        steps = (
+            (b.knob.to_unit(one[b.knob.name]) - b.knob.to_unit(other[b.knob.name])) / b.deviation for b in self.beliefs
+        )
+        return math.sqrt(math.fsum(step**2 for step in steps))
+
     def ordered(self, points: Sequence[Mapping[str, float]]) -> list[int]:
         """Places of `points`, the best-believed first; ties by place."""
         return sorted(range(len(points)), key=lambda place: (-self.log_density(points[place]), place))

@@ -58,7 +58,8 @@ def _seeds(spec: Spec) -> int:
 def run(context: StageContext, incumbent: Recipe) -> StageAnswer:
     """Race the portfolio, an eighth of a run at a time, and confirm the best against the incumbent.
 
-    What former runs found (`--learn-from`) comes first in it. See `adamtune.search.freeze_thaw` for who is trained on.
+    What did well in former runs (`--learn-from`) comes first in it. `adamtune.search.freeze_thaw` tells who is trained
+    on.
     """
     seeds = context.seeds.search[: _seeds(context.spec)]
     starts, trusted = _starts(context)
@@ -112,8 +113,10 @@ def _race(
     search = FreezeThaw(len(racing), len(rungs), breadth)
     racers: list[_Racer] = []
     try:
-        for _ in range(_WHOLE_TRIALS * len(rungs)):
-            place = search.next()
+        units = _WHOLE_TRIALS * len(rungs)
+        for unit in range(units):
+            # The last whole trial's worth goes to what is most promising by then, so that something comes to its end.
+            place = search.next() if unit < units - len(rungs) else search.promising
             if place is None:
                 break
             if place == len(racers):
