@@ -449,6 +449,7 @@ def test_error_is_not_kept_for_seeds_that_the_budget_cannot_pay() -> None:
     assert (few.verdict, len(few.seeds)) == (Verdict.CHANGED, 3)
     assert many.verdict is Verdict.CHANGED
     assert len(many.seeds) > 3
+    assert len(lab(9 * 8).context.confirm("lr", Recipe(), Recipe(lr=0.02)).seeds) == 4  # all it can pay for
     with pytest.raises(BudgetSpent):
         lab(5 * 8).context.confirm("lr", Recipe(), Recipe(lr=0.02))
 

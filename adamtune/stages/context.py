@@ -250,11 +250,11 @@ class StageContext:
         """Both recipes to the horizon on the seeds kept for confirmation, paired; more seeds while the case is unclear.
 
         Every confirmation of a sweep takes a smaller share of the error allowed to all, and divides it among as many
-        looks as the budget could pay for. Raises `BudgetSpent` when it cannot pay for the first.
+        looks as the budget could pay for: where it cannot pay for a second one, the only one takes all seeds it pays
+        for. Raises `BudgetSpent` when it cannot pay for the first.
         """
         self._confirmations += 1
-        looks = [look for look in LOOKS if self.budget.affords(self._missing([incumbent, challenger], look))]
-        looks = looks or [LOOKS[0]]  # which then says that the budget is spent
+        looks = self._looks([incumbent, challenger])
         error = share_of_error(self._confirmations) / len(looks)
         direction = self.spec.objective.direction
         evidence: Evidence | None = None
@@ -272,6 +272,13 @@ class StageContext:
                 break
         assert evidence is not None  # there is one look at least
         return evidence
+
+    def _looks(self, recipes: Sequence[Recipe]) -> list[int]:
+        """Numbers of seeds after which to decide, as far as the budget goes; the first in any case."""
+        most = max(
+            (n for n in range(LOOKS[0], LOOKS[-1] + 1) if self.budget.affords(self._missing(recipes, n))), default=0
+        )
+        return [look for look in LOOKS if look <= most] if most >= LOOKS[1] else [max(most, LOOKS[0])]
 
     def _missing(self, recipes: Sequence[Recipe], count: int) -> int:
         """Steps that it takes to know the recipes on the first `count` seeds of confirmation."""
