@@ -437,6 +437,23 @@ def test_a_value_that_is_really_better_is_chosen() -> None:
     assert answer.reason.startswith("beta2 0.95: better by evidence")
 
 
+def test_error_is_not_kept_for_seeds_that_the_budget_cannot_pay() -> None:
+    """A gain of about ten standard errors on three seeds: enough for one look, too little for the first of four."""
+
+    def lab(budget: float) -> Bench:
+        return bench(lambda recipe, seed: 1 - (0.1 + noise(0.015, seed)) * (recipe.lr == 0.02), budget=budget)
+
+    poor, rich = lab(6 * 8), lab(math.inf)
+    few = poor.context.confirm("lr", Recipe(), Recipe(lr=0.02))
+    many = rich.context.confirm("lr", Recipe(), Recipe(lr=0.02))
+    assert (few.verdict, len(few.seeds)) == (Verdict.CHANGED, 3)
+    assert many.verdict is Verdict.CHANGED
+    assert len(many.seeds) > 3
+    assert len(lab(9 * 8).context.confirm("lr", Recipe(), Recipe(lr=0.02)).seeds) == 4  # all it can pay for
+    with pytest.raises(BudgetSpent):
+        lab(5 * 8).context.confirm("lr", Recipe(), Recipe(lr=0.02))
+
+
 def test_when_nothing_is_better_on_the_search_seeds_nothing_more_is_spent() -> None:
     lab = bench(by_beta2(dict.fromkeys(VALUES, 0.2), 0.0))
     answer = choose_value(lab.context, "beta2", Recipe(), VALUES)

@@ -28,6 +28,9 @@ _KNOBS = ("lr", "beta1", "beta2", "eps", "weight_decay", "warmup")
 """What is learned: knobs of numbers. Schedule, groups and clipping stay those of the new sweep."""
 
 
+_OTHERS = ("optimizer", "schedule", "clip_norm", "precision", "switch", "groups")
+
+
 @dataclass(frozen=True)
 class _FormerRun:
     name: str
@@ -82,10 +85,10 @@ def _read(path: Path) -> _FormerRun:
     if result.get("version") != _VERSION:
         raise ValueError(f"its result is of version {result.get('version')!r}, this adamtune reads {_VERSION}")
     sign = 1.0 if result["objective"]["direction"] == "minimize" else -1.0
-    losses = {
-        point: sign * math.fsum(values) / len(values) if all(map(math.isfinite, values)) else math.inf
-        for point, values in _measured(path / TRIALS, int(result["horizon"])).items()
-    }
+    losses: dict[tuple[tuple[str, float], ...], float] = {}
+    for (point, _), values in _measured(path / TRIALS, int(result["horizon"])).items():
+        loss = sign * math.fsum(values) / len(values) if all(map(math.isfinite, values)) else math.inf
+        losses[point] = min(loss, losses.get(point, math.inf))  # of recipes that differ in what is not learned
     best = min(losses.values(), default=math.inf)
     default = result["default"]["mean"]
     start = max(filter(math.isfinite, losses.values()), default=math.nan) if default is None else sign * float(default)
@@ -95,9 +98,13 @@ def _read(path: Path) -> _FormerRun:
     return _FormerRun(path.name, KnownTask([dict(point) for point in losses], regrets))
 
 
-def _measured(path: Path, horizon: int) -> dict[tuple[tuple[str, float], ...], list[float]]:
-    """By knobs: the objective of every trial over the whole horizon; NaN where it diverged."""
-    found: dict[tuple[tuple[str, float], ...], list[float]] = {}
+_Key = tuple[tuple[tuple[str, float], ...], tuple[str | None, ...]]
+"""The knobs that are learned, and the others by which recipes may differ."""
+
+
+def _measured(path: Path, horizon: int) -> dict[_Key, list[float]]:
+    """By recipe: the objective of every trial over the whole horizon; NaN where it diverged."""
+    found: dict[_Key, list[float]] = {}
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             if int(row["horizon"]) != horizon or row["outcome"] not in ("completed", "diverged"):
@@ -105,7 +112,8 @@ def _measured(path: Path, horizon: int) -> dict[tuple[tuple[str, float], ...], l
             point = _point(row)
             if point is not None:
                 value = float(row["value"]) if row["outcome"] == "completed" else math.nan
-                found.setdefault(tuple(point.items()), []).append(value)
+                others = tuple(row.get(name) for name in _OTHERS)
+                found.setdefault((tuple(point.items()), others), []).append(value)
     return found
 
 

@@ -52,6 +52,10 @@ class FreezeThaw:
         """How many proposals have been started: the first so many."""
         return len(self._curves)
 
+    def running(self, proposal: int) -> bool:
+        """Whether a proposal that was started has neither diverged nor reached its end."""
+        return math.isfinite(self._promises[proposal])
+
     @property
     def promising(self) -> int | None:
         """Of those started and not at their end, the one that promises to end lowest; None when there is none."""

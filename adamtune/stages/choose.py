@@ -15,7 +15,7 @@ from adamtune.recipe import Recipe
 from adamtune.schedule import warmup_steps
 from adamtune.search import KnobStudy
 from adamtune.spec import Spec
-from adamtune.stages.context import StageAnswer, StageContext
+from adamtune.stages.context import BudgetSpent, StageAnswer, StageContext
 from adamtune.stages.costs import CONTENDERS, candidates_cost, choice_cost
 from adamtune.stages.lr_response import Response, optimum
 from adamtune.trial import TrialRequest, TrialResult
@@ -135,8 +135,13 @@ class _Choice:
             return self._answer(evidence.verdict, f"{told}: {evidence.reason}", incumbent, evidence=evidence)
         if moved:
             lr_alone = self.ask.at_lr(incumbent, recipe.lr)
-            if context.confirm(stage, lr_alone, recipe).verdict is not Verdict.CHANGED:
-                alone = context.confirm(stage, incumbent, lr_alone)  # trained on these seeds by now
+            try:
+                by_knob = context.confirm(stage, lr_alone, recipe)
+                alone = None if by_knob.verdict is Verdict.CHANGED else context.confirm(stage, incumbent, lr_alone)
+            except BudgetSpent:
+                told += f": {evidence.reason}; the budget does not tell what of it lr does alone"
+                return self._answer(Verdict.CHANGED, told, recipe, evidence=evidence)
+            if alone:
                 told += f" brings nothing by evidence that this lr does not bring alone; lr alone: {alone.reason}"
                 left = lr_alone if alone.verdict is Verdict.CHANGED else incumbent
                 return self._answer(alone.verdict, told, left, evidence=alone)

@@ -70,9 +70,13 @@ class Budget:
     """On time.monotonic's clock."""
     spent: int = 0
 
+    def affords(self, steps: int) -> bool:
+        """Whether `steps` more fit; of time nobody can say."""
+        return self.spent + steps <= self.steps
+
     def claim(self, steps: int) -> None:
         """Raise `BudgetSpent` unless `steps` more fit."""
-        if self.spent + steps > self.steps:
+        if not self.affords(steps):
             raise BudgetSpent(f"{steps} more steps do not fit the budget of {self.steps:g}")
         if time.monotonic() > self.deadline:
             raise BudgetSpent("the time is spent")
@@ -245,11 +249,12 @@ class StageContext:
     def confirm(self, stage: str, incumbent: Recipe, challenger: Recipe) -> Evidence:
         """Both recipes to the horizon on the seeds kept for confirmation, paired; more seeds while the case is unclear.
 
-        Every confirmation of a sweep takes a smaller share of the error allowed to all. Where the budget does not pay
-        for more seeds, what is there decides. Raises `BudgetSpent` when not even the fewest can be paid.
+        Every confirmation of a sweep takes a smaller share of the error allowed to all, and divides it among as many
+        looks as the budget could pay for: where it cannot pay for a second one, the only one takes all seeds it pays
+        for. Raises `BudgetSpent` when it cannot pay for the first.
         """
         self._confirmations += 1
-        looks = [look for look in LOOKS if look <= len(self.seeds.confirm)]
+        looks = self._looks([incumbent, challenger])
         error = share_of_error(self._confirmations) / len(looks)
         direction = self.spec.objective.direction
         evidence: Evidence | None = None
@@ -257,7 +262,7 @@ class StageContext:
             seeds = self.seeds.confirm[:look]
             try:
                 results = self.measure_all(stage, [incumbent, challenger], seeds)
-            except BudgetSpent:
+            except BudgetSpent:  # the time, which may run out on the way
                 if evidence is None:
                     raise
                 break
@@ -265,5 +270,18 @@ class StageContext:
             evidence = weigh(seeds, here, there, direction, error)
             if settled(evidence, direction, looks[place + 1 :], error):
                 break
-        assert evidence is not None  # LOOKS begins below the fewest seeds there are
+        assert evidence is not None  # there is one look at least
         return evidence
+
+    def _looks(self, recipes: Sequence[Recipe]) -> list[int]:
+        """Numbers of seeds after which to decide, as far as the budget goes; the first in any case."""
+        most = max(
+            (n for n in range(LOOKS[0], LOOKS[-1] + 1) if self.budget.affords(self._missing(recipes, n))), default=0
+        )
+        return [look for look in LOOKS if look <= most] if most >= LOOKS[1] else [max(most, LOOKS[0])]
+
+    def _missing(self, recipes: Sequence[Recipe], count: int) -> int:
+        """Steps that it takes to know the recipes on the first `count` seeds of confirmation."""
+        keys = {recipe.training_key() for recipe in recipes}
+        seeds = self.seeds.confirm[:count]
+        return self.horizon * sum((key, seed, self.horizon) not in self._known for key in keys for seed in seeds)

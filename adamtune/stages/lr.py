@@ -120,7 +120,7 @@ def run(context: StageContext, incumbent: Recipe) -> StageAnswer:
         near = sorted({knob.clip(best * 10 ** (_FINE * k)) for k in (-1, 0, 1)})
         responses.append(ladder(context, NAME, incumbent, near, context.horizon, _FINE, knob, _MOST_FINE, keep=0.75))
         best = knob.clip(optimum(responses[-1]))
-    best = float(f"{best:.3g}")
+    best = knob.clip(float(f"{best:.3g}"))
     last = responses[-1]
     details: dict[str, Any] = {
         "responses": [{"horizon": r.horizon, "lrs": list(r.lrs), "scores": list(r.scores)} for r in responses]

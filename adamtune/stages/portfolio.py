@@ -63,7 +63,9 @@ def run(context: StageContext, incumbent: Recipe) -> StageAnswer:
     """
     seeds = context.seeds.search[: _seeds(context.spec)]
     starts, trusted = _starts(context)
-    racing = [(start, recipe) for start in starts if (recipe := _recipe(start, incumbent, context.spec)) != incumbent]
+    recipes = {_recipe(start, incumbent, context.spec).training_key(): start for start in reversed(starts)}
+    recipes.pop(incumbent.training_key(), None)
+    racing = [(start, _recipe(start, incumbent, context.spec)) for start in starts if start in recipes.values()]
     own = [context.value(result) for result in context.measure(NAME, incumbent, seeds)]
     racers = _race(context, racing, seeds, TRUSTED_BREADTH if trusted else BREADTH) if racing else []
     scores = [context.score(map(context.value, racer.results)) for racer in racers]
@@ -98,7 +100,8 @@ def _recipe(start: Start, incumbent: Recipe, spec: Spec) -> Recipe:
     recipe = incumbent
     for name, value in start.knobs.items():
         knob = spec.knob(name) if name in KNOBS else None
-        if knob is None or knob.low <= float(value) <= knob.high:
+        free = getattr(spec.space, name, None) is None and value == 0.0  # no decay: off the knob's scale, but a value
+        if knob is None or free or knob.low <= float(value) <= knob.high:
             recipe = recipe.with_knob(name, value)
     return recipe
 
@@ -114,9 +117,13 @@ def _race(
     racers: list[_Racer] = []
     try:
         units = _WHOLE_TRIALS * len(rungs)
+        last: int | None = None
         for unit in range(units):
-            # The last whole trial's worth goes to what is most promising by then, so that something comes to its end.
-            place = search.next() if unit < units - len(rungs) else search.promising
+            place = search.next()
+            if unit >= units - len(rungs):
+                # The last whole trial's worth goes to one racer until it ends, so that something is measured whole.
+                ended = last is None or racers[last].rung == len(rungs) or not search.running(last)
+                place = last = search.promising if ended else last
             if place is None:
                 break
             if place == len(racers):
