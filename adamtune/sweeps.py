@@ -17,7 +17,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
 from adamtune import rundir
@@ -38,9 +37,9 @@ from adamtune.plan import (
     run_plan,
 )
 from adamtune.randomness import RandomState
-from adamtune.recipe import Recipe, WarmupSteps
+from adamtune.recipe import Recipe
 from adamtune.report.html import report_html
-from adamtune.report.wording import number
+from adamtune.report.tables import curves_table, probe_table, trials_table
 from adamtune.rundir import RunDir
 from adamtune.search import open_storage, refuse_known_run
 from adamtune.search.former_runs import learned_starts
@@ -132,9 +131,9 @@ class _Notes(Progress):
 
     def write_tables(self) -> None:
         """The trials so far, as tables."""
-        self._run.write(rundir.TRIALS, _trials_table(self.records).to_csv(index=False))
-        self._run.write(rundir.CURVES, _curves_table(self.records).to_csv(index=False))
-        self._run.write(rundir.PROBE, _probe_table(self.records).to_csv(index=False))
+        self._run.write(rundir.TRIALS, trials_table(self.records).to_csv(index=False))
+        self._run.write(rundir.CURVES, curves_table(self.records).to_csv(index=False))
+        self._run.write(rundir.PROBE, probe_table(self.records).to_csv(index=False))
 
 
 def sweep(
@@ -327,76 +326,3 @@ def answer_dict(answer: StageAnswer) -> dict[str, Any]:
         },
         "details": dict(answer.details),
     }
-
-
-_TABLE_KNOBS = (
-    *("optimizer", "lr", "beta1", "beta2", "eps", "momentum", "weight_decay"),
-    *("warmup", "schedule", "clip_norm", "precision", "switch"),
-)
-
-
-def _trials_table(records: list[TrialRecord]) -> pd.DataFrame:
-    rows = []
-    for record in records:
-        result, request = record.result, record.result.request
-        knobs = {name: request.recipe.knob(name) for name in _TABLE_KNOBS}
-        knobs["groups"] = request.recipe.groups_told()
-        unused = ("beta1", "beta2", "eps") if request.recipe.optimizer == "sgd" else ("momentum",)
-        knobs |= dict.fromkeys(unused, math.nan)
-        knobs["switch"] = number(knobs["switch"]) if knobs["switch"] else ""
-        if isinstance(request.recipe.schedule.warmup, WarmupSteps):
-            knobs["warmup"] = number(knobs["warmup"])
-        if request.ramp is not None:
-            knobs |= {"lr": math.nan, "schedule": f"ramp {request.ramp.start:g}..{request.ramp.end:g}"}
-        rows.append(
-            {
-                "stage": record.stage,
-                "study": record.study,
-                "trial": record.number,
-                "seed": request.seed,
-                "horizon": request.horizon,
-                "outcome": str(result.outcome),
-                "steps": result.steps,
-                "seconds": round(result.seconds, 4),
-                "value": record.value,
-                **knobs,
-                "message": result.message,
-            }
-        )
-    columns = ["stage", "study", "trial", "seed", "horizon", "outcome", "steps", "seconds", "value", *_TABLE_KNOBS]
-    return pd.DataFrame(rows, columns=[*columns, "groups", "message"])
-
-
-def _curves_table(records: list[TrialRecord]) -> pd.DataFrame:
-    rows = []
-    for record in records:
-        for rung in record.result.rungs:
-            finite = [loss for loss in rung.train_losses if math.isfinite(loss)]
-            rows.append(
-                {
-                    "stage": record.stage,
-                    "study": record.study,
-                    "trial": record.number,
-                    "seed": record.result.request.seed,
-                    "step": rung.step,
-                    "train_loss": math.fsum(finite) / len(finite) if finite else math.nan,
-                    **rung.values,
-                }
-            )
-    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["stage", "study", "trial", "seed", "step"])
-
-
-def _probe_table(records: list[TrialRecord]) -> pd.DataFrame:
-    rows = [
-        (record.stage, record.study, record.number, record.result.request.seed, rung.step, *_probe_key(key), value)
-        for record in records
-        for rung in record.result.rungs
-        for key, value in rung.probe.items()
-    ]
-    columns = ["stage", "study", "trial", "seed", "step", "group", "statistic", "percentile", "value"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _probe_key(key: str) -> tuple[str, str, str]:
-    group, statistic, *percentile = key.split("/")
-    return group, statistic, percentile[0] if percentile else ""

@@ -62,12 +62,14 @@ def run(context: StageContext, incumbent: Recipe) -> StageAnswer:
     on.
     """
     seeds = context.seeds.search[: _seeds(context.spec)]
-    starts, trusted = _starts(context)
-    recipes = {_recipe(start, incumbent, context.spec).training_key(): start for start in reversed(starts)}
-    recipes.pop(incumbent.training_key(), None)
-    racing = [(start, _recipe(start, incumbent, context.spec)) for start in starts if start in recipes.values()]
+    racing: dict[str, tuple[Start, Recipe]] = {}
+    for start in (*context.learned, *PORTFOLIO):
+        recipe = _recipe(start, incumbent, context.spec)
+        racing.setdefault(recipe.training_key(), (start, recipe))
+    racing.pop(incumbent.training_key(), None)
     own = [context.value(result) for result in context.measure(NAME, incumbent, seeds)]
-    racers = _race(context, racing, seeds, TRUSTED_BREADTH if trusted else BREADTH) if racing else []
+    breadth = TRUSTED_BREADTH if context.learned else BREADTH
+    racers = _race(context, list(racing.values()), seeds, breadth) if racing else []
     scores = [context.score(map(context.value, racer.results)) for racer in racers]
     details: dict[str, Any] = {
         "candidates": [racer.start.name for racer in racers],
@@ -88,11 +90,6 @@ def run(context: StageContext, incumbent: Recipe) -> StageAnswer:
     evidence = context.confirm(NAME, incumbent, challenger)
     recipe = challenger if evidence.verdict is Verdict.CHANGED else incumbent
     return answer(evidence.verdict, f"{racers[best].start.name}: {evidence.reason}", recipe, evidence=evidence)
-
-
-def _starts(context: StageContext) -> tuple[list[Start], bool]:
-    """What to race, in order, and whether former runs taught it."""
-    return [*context.learned, *PORTFOLIO], bool(context.learned)
 
 
 def _recipe(start: Start, incumbent: Recipe, spec: Spec) -> Recipe:
