@@ -20,13 +20,13 @@ from adamtune.evidence import Verdict
 from adamtune.groups import param_groups
 from adamtune.plan import Progress, make_plan, run_plan
 from adamtune.recipe import GroupRule, Match, Recipe, Schedule, Switch
+from adamtune.report.tables import trials_table
 from adamtune.search import open_storage
 from adamtune.spec import Spec, StageName, TaskSpec
 from adamtune.stages import REGISTRY, optimizer, switch
 from adamtune.stages.context import Budget, Seeds, StageAnswer, StageContext
 from adamtune.stages.optimizer import as_adamw, as_sgd, at_lr
 from adamtune.stages.own_lr import SGD_LR, matching_lr
-from adamtune.sweeps import _trials_table
 from adamtune.trial import Outcome, RungReport
 
 ADAMW = Recipe(
@@ -441,7 +441,7 @@ def test_optuna_alone_reads_both_stages(tmp_path: Path) -> None:
 def test_the_table_of_trials_tells_which_optimizer_and_where_it_hands_over() -> None:
     lab = lab_of(lambda r: handed(r) - 0.5 * (r.optimizer == "sgd"))
     REGISTRY["optimizer"].run(lab.context, REGISTRY["switch"].run(lab.context, ADAMW).recipe)
-    table = _trials_table(lab.records)
+    table = trials_table(lab.records)
     assert set(table["optimizer"]) == {"adamw", "adam", "sgd"}
     assert set(table.query("optimizer == 'sgd'")["momentum"]) == {0.9}
     assert table.query("optimizer != 'sgd'")["momentum"].isna().all()
