@@ -74,7 +74,7 @@ class Net(nn.Module):
 def imported(recipe: Recipe) -> ModuleType:
     """The exported module, as `import` would give it."""
     module = ModuleType("optim_recipe")
-    exec(compile(export_recipe(recipe, "python"), "optim_recipe.py", "exec"), module.__dict__)
+    exec(compile(export_recipe(recipe, "python").text, "optim_recipe.py", "exec"), module.__dict__)
     return module
 
 
@@ -163,7 +163,7 @@ STDLIB = sys.stdlib_module_names
 @settings(max_examples=30, deadline=None)
 @given(recipes())
 def test_an_exported_module_imports_torch_and_the_standard_library_only(recipe: Recipe) -> None:
-    tree = ast.parse(export_recipe(recipe, "python"))
+    tree = ast.parse(export_recipe(recipe, "python").text)
     roots = {
         alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
     }
@@ -175,7 +175,7 @@ def test_an_exported_module_imports_torch_and_the_standard_library_only(recipe: 
 @settings(max_examples=30, deadline=None)
 @given(recipes())
 def test_an_exported_module_uses_all_it_imports_and_all_it_defines(recipe: Recipe) -> None:
-    tree = ast.parse(export_recipe(recipe, "python"))
+    tree = ast.parse(export_recipe(recipe, "python").text)
     bound = {alias.asname or alias.name for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)
              for alias in node.names}  # fmt: skip
     bound |= {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
@@ -184,7 +184,7 @@ def test_an_exported_module_uses_all_it_imports_and_all_it_defines(recipe: Recip
 
 
 def test_an_exported_module_runs_where_adamtune_is_not_installed(tmp_path: Path) -> None:
-    write_export(tmp_path / "optim_recipe.py", export_recipe(Recipe.default(), "python"), force=False)
+    write_export(tmp_path / "optim_recipe.py", export_recipe(Recipe.default(), "python").text, force=False)
     code = (
         "import sys\nsys.modules['adamtune'] = None\nimport torch, optim_recipe\n"
         "optimizer, scheduler = optim_recipe.build_optimizer(torch.nn.Linear(2, 2), total_steps=20)\n"
@@ -195,7 +195,7 @@ def test_an_exported_module_runs_where_adamtune_is_not_installed(tmp_path: Path)
 
 
 def test_a_hand_over_goes_with_the_module_alone(tmp_path: Path) -> None:
-    write_export(tmp_path / "optim_recipe.py", export_recipe(SWITCHED, "python"), force=False)
+    write_export(tmp_path / "optim_recipe.py", export_recipe(SWITCHED, "python").text, force=False)
     code = (
         "import sys\nsys.modules['adamtune'] = None\nimport torch, optim_recipe\n"
         "model = torch.nn.Sequential()\nmodel.head = torch.nn.Linear(2, 2)\n"
@@ -211,7 +211,7 @@ def test_a_hand_over_goes_with_the_module_alone(tmp_path: Path) -> None:
         ["['exp_avg', 'exp_avg_sq', 'step']"] * 3 + ["['momentum_buffer']"],
     )
     for name in ("AdamThenSGD", "HandoverLR"):
-        assert name not in export_recipe(SWITCHED.with_knob("switch", None), "python")
+        assert name not in export_recipe(SWITCHED.with_knob("switch", None), "python").text
 
 
 def statements(source: str) -> list[str]:
@@ -233,8 +233,8 @@ def test_no_text_in_the_provenance_gets_out_of_the_docstring(
     task: str, objective: str, run: str, default: object, recommended: object
 ) -> None:
     about = {"task": task, "objective": objective, "run": run, "default": default, "recommended": recommended}
-    source = export_recipe(told(**about, horizon=run), "python")
-    assert statements(source) == statements(export_recipe(Recipe.default(), "python"))
+    source = export_recipe(told(**about, horizon=run), "python").text
+    assert statements(source) == statements(export_recipe(Recipe.default(), "python").text)
     docstring = ast.get_docstring(ast.parse(source))
     assert docstring is not None
     assert "Measured by adamtune" in docstring
@@ -244,17 +244,17 @@ def test_no_text_in_the_provenance_gets_out_of_the_docstring(
 
 def test_the_module_says_what_was_measured() -> None:
     about = {"task": "my.tasks:mlp", "horizon": 300, "objective": "loss", "default": 0.2832, "recommended": 0.0928}
-    docstring = ast.get_docstring(ast.parse(export_recipe(told(**about), "python")))
+    docstring = ast.get_docstring(ast.parse(export_recipe(told(**about), "python").text))
     assert docstring is not None
     assert "on my.tasks:mlp, 300 steps: loss 0.2832 with the default recipe,\n0.0928 with this one" in docstring
-    assert "Measured" not in export_recipe(Recipe.default(), "python")
+    assert "Measured" not in export_recipe(Recipe.default(), "python").text
 
 
 def test_clipping_is_in_the_loop_the_module_shows() -> None:
-    assert "clip_grad_norm_" not in export_recipe(Recipe(), "python")
-    clipped = export_recipe(Recipe(clip_norm=1.0), "python")
+    assert "clip_grad_norm_" not in export_recipe(Recipe(), "python").text
+    clipped = export_recipe(Recipe(clip_norm=1.0), "python").text
     assert "clip_grad_norm_(model.parameters(), CLIP_NORM)\n" in clipped
-    assert "after scaler.unscale_" in export_recipe(Recipe(clip_norm=1.0, precision="fp16"), "python")
+    assert "after scaler.unscale_" in export_recipe(Recipe(clip_norm=1.0, precision="fp16"), "python").text
 
 
 @pytest.mark.parametrize("name", ["True_", "import_me", "a-b"])
@@ -268,7 +268,7 @@ def test_group_names_and_patterns_are_data(name: str) -> None:
 @settings(max_examples=30, deadline=None)
 @given(recipes())
 def test_exported_yaml_is_the_recipe(recipe: Recipe) -> None:
-    assert Recipe.from_yaml(export_recipe(recipe, "yaml")) == recipe
+    assert Recipe.from_yaml(export_recipe(recipe, "yaml").text) == recipe
 
 
 def test_formats_are_named_where_one_is_not_known() -> None:

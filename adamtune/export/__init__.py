@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from adamtune.errors import ExportError
-from adamtune.export.python_module import python_module
+from adamtune.export import python_module, recipe_yaml
+from adamtune.export.format import Context, Format, Settings, Unsaid
+from adamtune.export.text import text_of
 from adamtune.recipe import Recipe, load_recipe
 from adamtune.rundir import RECIPE, read_result, write_atomically
 from adamtune.yaml_text import nearest
 
-FORMATS: dict[str, Callable[[Recipe], str]] = {"python": python_module, "yaml": Recipe.to_yaml}
-"""Text of a recipe by format."""
+__all__ = ["FORMATS", "Context", "Export", "Format", "Settings", "Unsaid", "export_recipe", "recipe_of", "write_export"]
+
+FORMATS: dict[str, Format] = {format.name: format for format in (python_module.FORMAT, recipe_yaml.FORMAT)}
+
+
+@dataclass(frozen=True)
+class Export:
+    """A recipe in a format: what to write, and what that leaves out."""
+
+    text: str
+    unsaid: tuple[Unsaid, ...] = ()
+    companion: str | None = None
+    """Source of the module that adds what is unsaid; None where nothing is."""
 
 
 def recipe_of(source: Path) -> Recipe:
@@ -27,11 +40,24 @@ def recipe_of(source: Path) -> Recipe:
     return load_recipe(source)
 
 
-def export_recipe(recipe: Recipe, format: str) -> str:
-    """The recipe in a format; `ExportError` when there is no such format."""
-    if format not in FORMATS:
-        raise ExportError(f"there is no export format '{format}'; {nearest(format, FORMATS)}")
-    return FORMATS[format](recipe)
+def format_called(name: str) -> Format:
+    """The format of that name; `ExportError` when there is none."""
+    if name not in FORMATS:
+        raise ExportError(f"there is no export format '{name}'; {nearest(name, FORMATS)}")
+    return FORMATS[name]
+
+
+def export_recipe(recipe: Recipe, format: str, context: Context | None = None) -> Export:
+    """The recipe in a format; `ExportError` when there is no such format, or it cannot be told in it."""
+    chosen, context = format_called(format), context or Context()
+    if context.version is not None and context.version not in chosen.versions:
+        known = f"of version {' or '.join(map(str, chosen.versions))}" if chosen.versions else "without a version"
+        raise ExportError(f"{format} is written {known}, not for version {context.version}")
+    if chosen.whole:
+        return Export(chosen.whole(recipe))
+    settings = chosen.settings(recipe, context)
+    companion = chosen.companion(recipe, context) if chosen.companion and settings.unsaid else None
+    return Export(text_of(chosen, settings, recipe), settings.unsaid, companion)
 
 
 def write_export(target: Path, text: str, force: bool) -> None:

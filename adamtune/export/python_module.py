@@ -7,6 +7,7 @@ import pprint
 from typing import Any
 
 from adamtune import groups, handover
+from adamtune.export.format import Context, Format, Settings
 from adamtune.recipe import GroupRule, Recipe, Schedule, WarmupSteps
 
 _CLASSES = {"adamw": "AdamW", "adam": "Adam", "sgd": "SGD"}
@@ -227,3 +228,10 @@ def _source(part: Any) -> str:
     ):
         text = text.replace(ours, theirs)
     return text
+
+
+def _whole(recipe: Recipe, context: Context) -> Settings:
+    return Settings(recipe.to_dict())
+
+
+FORMAT = Format("python", "a training script with torch alone", "python", _whole, whole=python_module)
