@@ -35,7 +35,7 @@ class Finding:
     group: str | None = None
     """The param group concerned; None for the whole training."""
     remedy: Mapping[str, Any] = field(default_factory=dict)
-    """The recipe change: knob -> value, as `Recipe.with_knob` takes them. Empty where no recipe is known or none helps."""
+    """The recipe change: knob -> value, as `Recipe.with_knob` takes them; empty where none is known to help."""
     evidence: Mapping[str, float] = field(default_factory=dict)
     """The numbers the condition was judged by."""
 
