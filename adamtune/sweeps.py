@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from optuna.storages import BaseStorage
 
 from adamtune import rundir
 from adamtune.engines import Engine, make_engine, pick_device
@@ -41,7 +42,7 @@ from adamtune.recipe import Recipe
 from adamtune.report.html import report_html
 from adamtune.report.tables import curves_table, probe_table, trials_table
 from adamtune.rundir import RunDir
-from adamtune.search import open_storage, refuse_known_run
+from adamtune.search import close_storage, open_storage, refuse_known_run
 from adamtune.search.former_runs import learned_starts
 from adamtune.search.portfolio import Start
 from adamtune.spec import Spec, load_spec
@@ -169,7 +170,9 @@ def sweep(
         engine = held.enter_context(
             closing(make_engine(spec.engine, task, device, notes.on_steps, notes.on_note, spec.memory))
         )
-        context = _context(spec, engine, run, notes, groups, learned)
+        storage = open_storage(spec.storage, run.file(rundir.JOURNAL))
+        held.callback(close_storage, storage)
+        context = _context(spec, engine, storage, run.path.name, notes, groups, learned)
         if spec.budget.time is not None:
             context.budget.deadline = began + spec.budget.time
         notes.on_plan(plan, groups)
@@ -225,19 +228,20 @@ def _last_words(run: RunDir, notes: _Notes, engine: Engine) -> Iterator[None]:
 def _context(
     spec: Spec,
     engine: Engine,
-    run: RunDir,
-    notes: Progress,
+    storage: BaseStorage,
+    name: str,
+    notes: _Notes,
     groups: Sequence[ParamGroup],
     learned: Sequence[Start],
 ) -> StageContext:
     return StageContext(
         spec=spec,
         engine=engine,
-        storage=open_storage(spec.storage, run.file(rundir.JOURNAL)),
+        storage=storage,
         budget=Budget(budget_steps(spec) - final_steps(spec)),
         seeds=Seeds.of(spec, fresh_seeds(spec)),
         on_trial=notes.on_trial,
-        name=run.path.name,
+        name=name,
         groups=groups,
         learned=learned,
     )

@@ -17,13 +17,13 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.pruners import BasePruner
 from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from adamtune.errors import InputError
 from adamtune.evidence import Direction
 from adamtune.knobs import Choice, Knob, Scale, Value
+from adamtune.search.journal import BufferedJournal
 from adamtune.trial import Outcome, TrialResult
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # it prints a line a trial; ours is the only voice in the terminal
@@ -31,18 +31,38 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)  # it prints a line a trial; 
 _POINT = "point"
 
 
+class JournalFile(JournalStorage):
+    """Optuna's journal storage in a file of one writer; `close` writes what waits to be."""
+
+    def __init__(self, path: Path) -> None:
+        """Go on with the journal at `path`, or begin it."""
+        self._file = BufferedJournal(str(path))
+        super().__init__(self._file)
+
+    def close(self) -> None:
+        """Leave the file complete; the storage can be used on."""
+        self._file.flush()
+
+
 def open_storage(url: str | None, journal: Path) -> BaseStorage:
-    """The storage of a sweep: an Optuna URL, or by default a journal file.
+    """The storage of a sweep: an Optuna URL, or by default a journal file. To be closed by `close_storage`.
 
     Raises `InputError` when the URL cannot be opened.
     """
     if url is None:
-        return JournalStorage(JournalFileBackend(str(journal)))
+        return JournalFile(journal)
     try:
         return optuna.storages.get_storage(url)
     except Exception as problem:  # SQLAlchemy's, the driver's or Optuna's own: all mean that the URL is no use
         reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
         raise InputError(f"the storage cannot be opened: {reason}; leave `storage` out for a file") from problem
+
+
+def close_storage(storage: BaseStorage) -> None:
+    """Write what waits to be written; after it the file, or database, is complete."""
+    if isinstance(storage, JournalFile):
+        storage.close()
+    storage.remove_session()
 
 
 def refuse_known_run(storage: BaseStorage, name: str) -> None:
@@ -62,20 +82,30 @@ class RungPruner(BasePruner):
     def __init__(self, keep: float = 0.5) -> None:
         """Keep the share `keep` of the points, rounded up, and never fewer than two."""
         self.keep = keep
+        self._staying: dict[int, frozenset[int]] = {}
+        self._values: dict[int, dict[int, list[float]]] = {}
+
+    def reported(self, step: int, point: int, value: float) -> None:
+        """Take what a trial of `point` has reported at `step`: read from the study, it would take longer with every
+        trial that is in there.
+        """
+        self._values.setdefault(step, {}).setdefault(point, []).append(value)
+        self._staying.pop(step, None)
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """Whether `trial`'s point is outside the share that stays."""
         step = trial.last_step
-        if step is None:
+        if step not in self._values:
             return False
-        values: dict[int, list[float]] = {}
-        for other in study.get_trials(deepcopy=False):
-            if _POINT in other.user_attrs and step in other.intermediate_values:
-                values.setdefault(other.user_attrs[_POINT], []).append(other.intermediate_values[step])
-        sign = 1.0 if study.direction == StudyDirection.MINIMIZE else -1.0
+        if step not in self._staying:
+            self._staying[step] = self._best(self._values[step], study.direction)
+        return trial.user_attrs[_POINT] not in self._staying[step]
+
+    def _best(self, values: Mapping[int, Sequence[float]], direction: StudyDirection) -> frozenset[int]:
+        sign = 1.0 if direction == StudyDirection.MINIMIZE else -1.0
         # Ties go to the point asked first, so that the choice does not hang on the order of a dict.
         ranked = sorted(values, key=lambda point: (sign * sum(values[point]) / len(values[point]), point))
-        return trial.user_attrs[_POINT] not in ranked[: max(2, math.ceil(self.keep * len(ranked)))]
+        return frozenset(ranked[: max(2, math.ceil(self.keep * len(ranked)))])
 
 
 @dataclass(frozen=True)
@@ -101,13 +131,14 @@ class KnobStudy:
     ) -> None:
         """Create the study `name`, or go on with it where it exists. `keep`: see `RungPruner`."""
         self._knobs = {knob.name: knob for knob in knobs}
+        self._pruner = RungPruner(keep)
         self._study = optuna.create_study(
             storage=storage,
             study_name=name,
             direction=direction,
             load_if_exists=True,
             sampler=optuna.samplers.TPESampler(seed=sampler_seed),
-            pruner=RungPruner(keep),
+            pruner=self._pruner,
         )
         self._trials: dict[int, optuna.Trial] = {}
         self._points = 0
@@ -142,7 +173,9 @@ class KnobStudy:
     def report(self, asked: Asked, step: int, value: float) -> None:
         """Tell what a trial measured at a rung; a value that is not finite counts as the worst there is."""
         worst = math.inf if self._study.direction == StudyDirection.MINIMIZE else -math.inf
-        self._trials[asked.number].report(value if math.isfinite(value) else worst, step)
+        value, trial = value if math.isfinite(value) else worst, self._trials[asked.number]
+        trial.report(value, step)
+        self._pruner.reported(step, trial.user_attrs[_POINT], value)
 
     def should_prune(self, asked: Asked) -> bool:
         """Whether to stop a trial at the rung it has just reported; ask once all have reported it."""
