@@ -447,7 +447,8 @@ def test_ctrl_c_leaves_what_was_measured_and_says_where(spec: Callable[..., Path
         os.kill(child.pid, signal.SIGINT)
         out, err = child.communicate(timeout=60)
     assert (child.returncode, out) == (130, "")
-    assert err.endswith("adamtune: interrupted; the trials measured until now are in run\n")
+    assert "stopping after this rung" in err
+    assert err.endswith(f"what has been measured is in run; adamtune sweep {path} --run-dir run goes on from there\n")
     assert "Traceback" not in err
     assert len(pd.read_csv(tmp_path / "run" / "trials.csv")) > 0
     assert not (tmp_path / "run" / "recipe.yaml").exists()

@@ -240,14 +240,35 @@ def test_optuna_alone_reads_the_journal_of_a_study(tmp_path: Path) -> None:
     assert [trial.intermediate_values for trial in stock.trials] == [{10: 0.25}, {10: 0.5}, {10: 0.25}]
 
 
-def test_a_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    for expected in (0, 1):
+def test_a_study_is_gone_through_again_from_its_first_trial(tmp_path: Path) -> None:
+    def sitting(lrs: Sequence[float], close: int) -> list[Asked]:
         storage = open_storage(None, tmp_path / "j")
         search = KnobStudy(storage, "s", [KNOBS["lr"]], "minimize", 0)
-        (asked,) = search.ask({"lr": 1e-3}, [0])
-        assert asked == Asked(expected, {"lr": 1e-3}, 0)
-        search.tell(asked, result(), 0.5)
+        asked = [trial for lr in lrs for trial in search.ask({"lr": lr}, [0, 1])]
+        for trial in asked:
+            search.report(trial, 10, trial.values["lr"] + trial.seed)
+        for trial in asked[:close]:
+            search.tell(trial, result(), 0.5)
         close_storage(storage)
+        return asked
+
+    first = sitting([1e-3, 1e-2], close=3)
+    assert sitting([1e-3, 1e-2, 1e-1], close=6)[:4] == first
+    trials = optuna.load_study(study_name="s", storage=open_storage(None, tmp_path / "j")).trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 6
+    assert [trial.intermediate_values[10] for trial in trials] == pytest.approx([1e-3, 1.001, 1e-2, 1.01, 0.1, 1.1])
+
+
+def test_where_a_study_asks_for_something_else_the_trials_left_open_are_closed(tmp_path: Path) -> None:
+    for lrs in ([1e-3, 1e-2, 1e-1], [1e-3, 3e-2]):
+        storage = open_storage(None, tmp_path / "j")
+        search = KnobStudy(storage, "s", [KNOBS["lr"]], "minimize", 0)
+        asked = [trial for lr in lrs for trial in search.ask({"lr": lr}, [0])]
+        search.tell(asked[0], result(), 0.5)
+        close_storage(storage)
+    assert [trial.number for trial in asked] == [0, 3]
+    trials = optuna.load_study(study_name="s", storage=open_storage(None, tmp_path / "j")).trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", "FAIL", "RUNNING"]
 
 
 def test_a_storage_url_is_opened(tmp_path: Path) -> None:

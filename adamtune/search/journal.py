@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from optuna.storages.journal import JournalFileBackend
+
+from adamtune.rundir import mend_tail
 
 LINES, SECONDS = 1_000, 0.5
 """Lines are written once so many wait, or the last writing is so long ago: a dashboard is hardly behind, and a process
@@ -21,7 +24,11 @@ class BufferedJournal(JournalFileBackend):
     """A journal file with one writer, whose last lines may still be in memory."""
 
     def __init__(self, path: str) -> None:
-        """Go on with the journal at `path`, or begin it."""
+        """Go on with the journal at `path`, or begin it. A last line that was cut short is dropped: Optuna could not
+        load it.
+        """
+        if Path(path).exists():
+            mend_tail(Path(path))
         super().__init__(path)
         self._written = self._start = sum(1 for _ in super().read_logs(0))
         self._tail: list[dict[str, Any]] = []
