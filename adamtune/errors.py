@@ -79,6 +79,10 @@ class ExportError(InputError):
     """The recipe cannot be written where or how it was asked."""
 
 
+class ProbeError(InputError):
+    """The optimizer cannot be probed, or not in the way it was asked."""
+
+
 class TaskError(AdamtuneError):
     """The user's task failed while it was being trained or evaluated."""
 
