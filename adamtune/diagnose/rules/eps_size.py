@@ -90,8 +90,8 @@ def largest_r(beta1: float, beta2: float, step: int) -> float:
 RULE = Rule(
     NAME,
     f"too large: sqrt(v_hat) is below eps for {MOST:.0%} of the elements with a gradient, and the median weight can "
-    f"have come less than {SHORT:g} times its size (otherwise a note); too small: the 90th percentile of r is more than "
-    f"{OVER:g} times what betas allow, which only an underflow of v can do",
-    "Kingma & Ba 2014, algorithm 1, and the inequality of Cauchy and Schwarz; thresholds of the former: own measurement",
+    f"have come less than {SHORT:g} times its size (otherwise a note); too small: the 90th percentile of r is more "
+    f"than {OVER:g} times what betas allow, which only an underflow of v can do",
+    "Kingma & Ba 2014, algorithm 1, and the inequality of Cauchy and Schwarz; what is too large: own measurement",
     _find,
 )

@@ -18,8 +18,8 @@ def _find(observed: Observed) -> Iterator[Finding]:
         yield Finding(
             NAME,
             Severity.WARNING,
-            f"{share:.2g} of Adam's state of {group} is NaN or infinite at step {step}, and stays so: m and v keep what "
-            "they once averaged",
+            f"{share:.2g} of Adam's state of {group} is NaN or infinite at step {step}, and stays so: m and v keep "
+            "what they once averaged",
             "go back to a checkpoint before it, and find the operation that gave it with "
             "torch.autograd.set_detect_anomaly(True); gradients beyond 1e19 overflow v in fp32, beyond 256 in fp16",
             group,
