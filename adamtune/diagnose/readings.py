@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import fmean
+from statistics import fmean, median
 
 from adamtune.diagnose.finding import Observed
 from adamtune.recipe import Betas, GroupRule, Recipe
@@ -66,6 +66,17 @@ def eps_knob(recipe: Recipe, group: str) -> str:
     """The knob that sets the eps of a group: its own, where its rule gives it one."""
     rule = rule_of(recipe, group)
     return "eps" if rule is None or rule.eps is None else f"groups.{group}.eps"
+
+
+def usual_norm(observed: Observed, after: int = 0) -> float | None:
+    """The median gradient norm, over all groups, of the records after a step; None where none is above zero."""
+    norms = [
+        math.hypot(*(value for key, value in record.items() if key.endswith("/grad_norm")))
+        for step, record in observed.records
+        if step > after
+    ]
+    known = [norm for norm in norms if math.isfinite(norm) and norm > 0]
+    return median(known) if known else None
 
 
 def rounded(value: float) -> float:

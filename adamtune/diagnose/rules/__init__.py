@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from adamtune.diagnose.finding import Rule
-from adamtune.diagnose.rules import eps_size, few_dominate, frozen_group, nonfinite_state, v_hat_lag
+from adamtune.diagnose.rules import eps_size, few_dominate, frozen_group, nonfinite_state, oscillation, v_hat_lag
 
 RULES: tuple[Rule, ...] = (
     nonfinite_state.RULE,
@@ -11,5 +11,6 @@ RULES: tuple[Rule, ...] = (
     few_dominate.RULE,
     v_hat_lag.RULE,
     eps_size.RULE,
+    oscillation.RULE,
 )
 """In the order in which their findings are told."""

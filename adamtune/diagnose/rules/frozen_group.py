@@ -34,7 +34,7 @@ def _find(observed: Observed) -> Iterator[Finding]:
         for group, distance in distances.items()
         if distance is not None and distance < FROZEN and set(observed.kinds.get(group, ())) != {"norm"}
     }
-    free = [group for group, distance in distances.items() if distance is not None and group not in frozen]
+    others_move = any(distance is not None and distance >= FROZEN for distance in distances.values())
     for group, distance in frozen.items():
         reached = mean(observed.series(group, "never_updated"))
         ratio = mean(observed.series(group, "r", 50)) or 0.0
@@ -46,27 +46,23 @@ def _find(observed: Observed) -> Iterator[Finding]:
             yield Finding(NAME, Severity.NOTE, f"{told}, as in fine-tuning", _KEPT, group, {}, evidence)
             continue
         told += f", while their gradients kept their direction (median r {ratio:.2g})"
-        remedy, advice = _remedy(observed.recipe, group, distance, free)
+        remedy, advice = _remedy(observed.recipe, group, distance, others_move)
         yield Finding(NAME, Severity.WARNING, told, advice, group, remedy, evidence)
 
 
 _KEPT = "nothing, unless the training stands still: then raise lr"
 
 
-def _remedy(recipe: Recipe | None, group: str, distance: float, free: list[str]) -> tuple[dict[str, Any], str]:
+def _remedy(recipe: Recipe | None, group: str, distance: float, others_move: bool) -> tuple[dict[str, Any], str]:
     times = min(MOST, AIM / distance)
     rule = rule_of(recipe, group)
     if recipe is None:
         return {}, f"raise its lr, about {times:.2g} times"
-    if rule is not None and free:
+    if rule is not None and others_move:
         value = min(1.0, rounded(rule.lr_mult * times)) if rule.lr_mult < 1.0 else rounded(rule.lr_mult * times)
         return {f"groups.{group}.lr_mult": value}, f"raise lr_mult of {group} from {rule.lr_mult:g} to {value:g}"
     lr = rounded(recipe.lr * times)
-    held = {f"groups.{name}.lr_mult": rounded(own.lr_mult / times) for name in free if (own := rule_of(recipe, name))}
-    advice = f"raise lr from {recipe.lr:g} to {lr:g}" + (
-        ", and lower lr_mult of the other groups as much" if held else ""
-    )
-    return {"lr": lr} | held, advice
+    return {"lr": lr}, f"raise lr from {recipe.lr:g} to {lr:g}"
 
 
 RULE = Rule(

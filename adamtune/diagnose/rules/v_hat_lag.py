@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from statistics import median
 from typing import Any
 
 from adamtune.diagnose.finding import Finding, Observed, Rule, Severity
-from adamtune.diagnose.readings import FEWEST_RECORDS, betas_of, rounded, rule_of, unsolved
+from adamtune.diagnose.readings import FEWEST_RECORDS, betas_of, rounded, rule_of, unsolved, usual_norm
 from adamtune.recipe import Recipe
 
 NAME = "v-hat-lag"
@@ -65,25 +64,19 @@ def _left(beta2: float, start: int, end: int) -> float:
 
 def _remedy(observed: Observed, recipe: Recipe, group: str, burst: int, end: int) -> tuple[dict[str, Any], str]:
     beta1, beta2 = betas_of(recipe, group)
-    value = min(beta2, max(SHORTEST, rounded_beta(1 - MEMORIES / (observed.horizon or end))))
+    value = min(beta2, max(SHORTEST, _rounded_beta(1 - MEMORIES / (observed.horizon or end))))
     rule = rule_of(recipe, group)
     own = rule is not None and rule.betas is not None
     remedy: dict[str, Any] = {f"groups.{group}.betas": (beta1, value)} if own else {"beta2": value}
     advice = f"lower beta2 from {beta2:g} to {value:g}"
-    norms = [_norm(record) for step, record in observed.records if step > burst]
-    usual = median(norm for norm in norms if math.isfinite(norm)) if any(map(math.isfinite, norms)) else 0.0
-    if recipe.clip_norm is None and usual > 0:
+    usual = usual_norm(observed, after=burst)
+    if recipe.clip_norm is None and usual is not None:
         remedy["clip_norm"] = rounded(usual)
         advice += f", and clip gradients at their usual norm, {rounded(usual):g}"
     return remedy, advice
 
 
-def _norm(record: Any) -> float:
-    """Of the gradients of all groups."""
-    return math.hypot(*(value for key, value in record.items() if key.endswith("/grad_norm")))
-
-
-def rounded_beta(beta: float) -> float:
+def _rounded_beta(beta: float) -> float:
     """One minus beta to two digits."""
     return round(1 - rounded(1 - beta), 12)
 
