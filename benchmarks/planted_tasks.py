@@ -16,9 +16,9 @@ from adamtune.tasks import chars, digits
 from benchmarks.planted import Training
 
 
-def short_chars() -> Task:
+def small_chars(layers: int = 1) -> Task:
     """The character GPT, smaller."""
-    return chars.task(length=32, width=32)
+    return chars.task(length=32, width=32, layers=layers)
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,14 @@ def in_half(task: Task) -> Task:
 TASKS: dict[str, Callable[[], Task]] = {
     "digits": digits.task,
     "digits-cnn": lambda: digits.task("cnn"),
-    "chars": short_chars,
-    "digits, inputs of batch 20 x300": lambda: unscaled_batch(digits.task(), 20, 300.0),
-    "chars, batch 20 weighs x300": lambda: heavy_batch(short_chars(), 20, 300.0),
+    "chars": small_chars,
+    "chars, two layers": lambda: small_chars(2),
+    "digits, inputs of batch 20 x1000": lambda: unscaled_batch(digits.task(), 20, 1000.0),
+    "chars, batch 20 weighs x1000": lambda: heavy_batch(small_chars(), 20, 1000.0),
     "digits, batch 20 weighs x1e22": lambda: heavy_batch(digits.task(), 20, 1e22),
-    "chars, batch 20 weighs x1e22": lambda: heavy_batch(short_chars(), 20, 1e22),
+    "chars, batch 20 weighs x1e22": lambda: heavy_batch(small_chars(), 20, 1e22),
     "digits in fp16": lambda: in_half(digits.task()),
-    "chars in fp16": lambda: in_half(short_chars()),
+    "chars in fp16": lambda: in_half(small_chars()),
 }
 
 
@@ -94,7 +95,7 @@ def tuned(lr: float) -> Recipe:
 
 HEALTHY = (
     Training("digits", tuned(1e-2), 200),
-    Training("digits-cnn", tuned(1e-2), 200),
-    Training("chars", tuned(3e-3), 200),
+    Training("digits-cnn", tuned(1e-2), 150),
+    Training("chars, two layers", tuned(3e-3), 200),
 )
 """The lr of each is the best of 3e-4, 1e-3, 3e-3, 1e-2, 2e-2, 3e-2 on two seeds, or within noise of it."""
