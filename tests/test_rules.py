@@ -12,9 +12,10 @@ from torch import Tensor
 
 from adamtune.diagnose import RULES, Observed, Rule, Severity, findings
 from adamtune.diagnose.rules.eps_size import largest_r
+from adamtune.diagnose.rules.frozen_group import r_of_noise
 from adamtune.diagnose.rules.oscillation import flips_of_noise
 from adamtune.probe import AdamProbe
-from adamtune.recipe import Recipe
+from adamtune.recipe import GroupRule, Match, Recipe
 
 
 def stepped(gradients: list[Tensor], betas: tuple[float, float] = (0.9, 0.999), lr: float = 1e-3) -> AdamProbe:
@@ -59,15 +60,17 @@ def test_the_largest_r_is_reached() -> None:
 
 
 @pytest.mark.parametrize("beta1", [0.3, 0.9])
-def test_noise_flips_m_as_often_as_said(beta1: float) -> None:
+def test_noise_flips_m_and_makes_r_as_said(beta1: float) -> None:
     generator = torch.Generator().manual_seed(0)
     probe = stepped([torch.randn(4000, generator=generator) for _ in range(60)], (beta1, 0.999))
     flips = [record["default/flips"] for step, record in probe.records if step > 30]
     assert sum(flips) / len(flips) == pytest.approx(flips_of_noise(beta1), abs=0.01)
+    r = [record["default/r/p50"] for step, record in probe.records if step > 30]
+    assert sum(r) / len(r) == pytest.approx(r_of_noise(beta1), rel=0.05)
 
 
 def test_gradients_that_alternate_are_told_as_an_oscillation() -> None:
-    probe = stepped([torch.ones(8) * (-1) ** k for k in range(20)], (0.3, 0.999))
+    probe = stepped([torch.ones(8) * (-1) ** k for k in range(20)], (0.3, 0.999), lr=0.05)
     recipe = Recipe.default().with_knob("beta1", 0.3)
     found = findings(Observed(records=probe.records, recipe=recipe))
     assert [(finding.rule, finding.severity) for finding in found] == [("oscillation", Severity.NOTE)]
@@ -85,10 +88,20 @@ def test_a_small_lr_on_turning_gradients_is_a_note_as_in_fine_tuning() -> None:
     assert [(finding.rule, finding.severity) for finding in found] == [("frozen-group", Severity.NOTE)]
 
 
-def test_a_remedy_goes_to_the_knob_of_the_group() -> None:
-    probe = stepped([torch.full((8,), 1e-30)] * 20, lr=1e-2)
-    recipe = Recipe.default().with_knob("lr", 1e-2).with_knob("eps", 1.0)
-    warned = [found for found in findings(Observed(records=probe.records, recipe=recipe)) if found.remedy]
-    for finding in warned:
-        for knob, value in finding.remedy.items():
-            assert recipe.with_knob(knob, value) != recipe
+def test_a_frozen_group_with_a_rule_of_its_own_gets_its_lr_mult_back() -> None:
+    rule = GroupRule(name="slow", match=Match(params=("slow*",)), lr_mult=1e-3)
+    recipe = Recipe(lr=1e-2, groups=(rule,))
+    params = {name: torch.nn.Parameter(torch.ones(8)) for name in ("slow", "default")}
+    optimizer = torch.optim.Adam(
+        [{"params": [param], "name": name, "lr": 1e-5 if name == "slow" else 1e-2} for name, param in params.items()]
+    )
+    probe = AdamProbe(optimizer)
+    for _ in range(40):
+        for param in params.values():
+            param.grad = torch.ones(8)
+        optimizer.step()
+        probe.step()
+    found = findings(Observed(records=probe.records, recipe=recipe))
+    assert [(finding.rule, finding.group, dict(finding.remedy)) for finding in found] == [
+        ("frozen-group", "slow", {"groups.slow.lr_mult": 0.1})  # at most a hundred times
+    ]
