@@ -98,5 +98,5 @@ HEALTHY = (
     Training("digits-cnn", tuned(1e-2), 120),
     Training("chars, two layers", tuned(3e-3), 150),
 )
-"""The lr of each is the best of 3e-4, 1e-3, 3e-3, 1e-2, 2e-2, 3e-2 on two seeds (of the default chars task for chars), or
-within noise of it."""
+"""The lr of each is the best of 3e-4, 1e-3, 3e-3, 1e-2, 2e-2, 3e-2 on two seeds (for chars, of the default task),
+or within noise of it."""
