@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,7 @@ def checkpoint_file(path: Path) -> Path:
 
     Looked for are `optimizer*.pt`, `.bin` and `.pth` (transformers, Accelerate), and `*.ckpt` (Lightning).
     """
-    if not path.is_dir():
+    if not os.path.isdir(path):  # which, unlike Path.is_dir, takes any name
         return path
     patterns = ("optimizer*.pt", "optimizer*.bin", "optimizer*.pth", "*.ckpt")
     files = [file for pattern in patterns for file in sorted(path.glob(pattern)) if file.is_file()]
@@ -165,6 +166,9 @@ class _Rebuilt:
         for index, saved in enumerate(state_dict["param_groups"]):
             name = prefix + _plain(saved.get("name", f"group{index}"))
             group = {str(key): value for key, value in saved.items()} | {"name": name, "params": []}
+            group["weight_decay"] = _number(saved.get("weight_decay")) or 0.0
+            for flag in ("amsgrad", "maximize", "decoupled_weight_decay"):
+                group[flag] = saved.get(flag) is True
             # Half of NAdam's update is of the gradient, which is not saved; its moments are read as Adam's.
             self.nadam |= group.pop("momentum_decay", None) is not None
             for key in saved["params"]:
@@ -176,7 +180,7 @@ class _Rebuilt:
                     states[param] = own
             self._check(group, states)
             groups.append(group)
-        self.optimizer = _kind(groups, states)
+        self.optimizer = _kind(set(state_dict["param_groups"][0]), groups[0])
         self.optimizer.param_groups = groups
         self.optimizer.state = states  # type: ignore[assignment]
 
@@ -252,17 +256,16 @@ def _placeholder(state: Mapping[str, Any]) -> Tensor:
     return torch.zeros((), dtype=dtypes[0] if dtypes else None).expand(shapes[0] if shapes else ())
 
 
-def _kind(groups: Sequence[Mapping[str, Any]], states: Mapping[Tensor, Mapping[str, Any]]) -> Optimizer:
-    """An optimizer of the kind that saved these groups, as told by its settings; the probe measures each as it is."""
-    settings = set(groups[0])
+def _kind(keys: set[Any], group: Mapping[str, Any]) -> Optimizer:
+    """An optimizer of the kind that saved a group with these keys; the probe measures each kind as it is."""
     dummy = [torch.zeros(1, requires_grad=True)]
-    if "betas" in settings:
-        if "decoupled_weight_decay" in settings and not {"amsgrad", "momentum_decay"} & settings:
+    if "betas" in keys:
+        if "decoupled_weight_decay" in keys and not {"amsgrad", "momentum_decay"} & keys:
             return RAdam(dummy)
-        if not {"weight_decay", "amsgrad"} & settings:
+        if not {"weight_decay", "amsgrad"} & keys:
             return SparseAdam(dummy)
-        return AdamW(dummy) if groups[0].get("decoupled_weight_decay") else Adam(dummy)
-    return SGD(dummy, lr=1.0) if {"momentum", "nesterov"} <= settings else Optimizer(dummy, {})
+        return AdamW(dummy) if group["decoupled_weight_decay"] else Adam(dummy)
+    return SGD(dummy, lr=1.0) if {"momentum", "nesterov"} <= keys else Optimizer(dummy, {})
 
 
 def _measured(optimizer: Optimizer, file: Path, exact: bool) -> dict[str, float]:

@@ -6,6 +6,7 @@ Only files are read. The task is not imported: to look at a run must not run any
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ class ObservedRun:
 
 def is_run(path: Path) -> bool:
     """Whether the folder is a sweep's run directory, finished or not."""
-    return any((path / name).exists() for name in (rundir.RESULT, rundir.SPEC))
+    return any(os.path.exists(path / name) for name in (rundir.RESULT, rundir.SPEC))
 
 
 def read_run(run: Path) -> ObservedRun:

@@ -1,4 +1,4 @@
-"""A file that torch.save wrote, read without running anything that it says and without loading what is not looked at."""
+"""A file that torch.save wrote, read without running anything in it, and without loading what is not looked at."""
 
 from __future__ import annotations
 
@@ -83,7 +83,8 @@ def _check_zip(path: Path) -> None:
     size = sum(entry.file_size for entry in entries)
     if compressed or size > path.stat().st_size or pickles[0].file_size > LARGEST_PICKLE:
         raise CheckpointError(
-            f"{path} would grow when unpacked, as nothing that torch.save writes does: it may be made to fill the memory"
+            f"{path} would grow when unpacked, as nothing that torch.save writes does, and might fill the memory; save "
+            "it again with torch.save"
         )
 
 
