@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from adamtune.diagnose.checkpoint import read_checkpoint
 from adamtune.diagnose.finding import Finding, Observed, Record, Severity
 from adamtune.diagnose.judging import findings
-from adamtune.diagnose.run import is_run, read_run
+from adamtune.rundir import is_run
 
 VERSION = 1
 
@@ -90,12 +89,16 @@ def diagnose(target: str | Path | Observed, exact: bool = False) -> Diagnosis:
     path = Path(target)
     if is_run(path):
         return _of_run(path)
+    from adamtune.diagnose.checkpoint import read_checkpoint  # loads torch, which a run does not need
+
     checkpoint = read_checkpoint(path, exact)
     found = _counted([checkpoint.observed])
     return Diagnosis(str(path), "checkpoint", checkpoint.step, checkpoint.record, found, notes=checkpoint.notes)
 
 
 def _of_run(path: Path) -> Diagnosis:
+    from adamtune.diagnose.run import read_run
+
     seeds = list(read_run(path).seeds.values())
     last = [observed.records[-1] for observed in seeds if observed.records]
     step = max((step for step, _ in last), default=None)

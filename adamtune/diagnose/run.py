@@ -6,19 +6,17 @@ Only files are read. The task is not imported: to look at a run must not run any
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from adamtune import rundir
 from adamtune.diagnose.finding import Observed
 from adamtune.errors import RunDirError
 from adamtune.recipe import Kind, Recipe, load_recipe
-
-if TYPE_CHECKING:
-    import pandas as pd
+from adamtune.run_tables import final_rows, recommended_trials
 
 
 @dataclass(frozen=True)
@@ -28,11 +26,6 @@ class ObservedRun:
     seeds: Mapping[int, Observed]
     """By fresh seed."""
     horizon: int
-
-
-def is_run(path: Path) -> bool:
-    """Whether the folder is a sweep's run directory, finished or not."""
-    return any(os.path.exists(path / name) for name in (rundir.RESULT, rundir.SPEC))
 
 
 def read_run(run: Path) -> ObservedRun:
@@ -57,26 +50,6 @@ def read_run(run: Path) -> ObservedRun:
     if not seeds:
         raise RunDirError(f"{run} has no trials of its recommended recipe in {rundir.TRIALS}; sweep again")
     return ObservedRun(seeds, horizon)
-
-
-def final_rows(run: Path, name: str) -> pd.DataFrame:
-    """The rows of a table that belong to the last comparison; none when the run has no such table."""
-    import pandas as pd
-
-    path = run / name
-    if not path.exists():
-        return pd.DataFrame()
-    # Only an empty cell is missing: a param group may be called "NA".
-    rows = pd.read_csv(path, keep_default_na=False, na_values=[""], low_memory=False)
-    return rows[rows["stage"] == rundir.FINAL]
-
-
-def recommended_trials(final: pd.DataFrame) -> dict[int, int]:
-    """Seed -> the trial of the recommended recipe. On every seed the default came first; alone it is both."""
-    if final.empty:
-        return {}
-    last = final.sort_values("trial").groupby("seed")["trial"].last()
-    return {int(seed): int(trial) for seed, trial in last.items()}  # type: ignore[call-overload]
 
 
 def _of_trial(table: pd.DataFrame, trial: int) -> pd.DataFrame:

@@ -72,8 +72,8 @@ def _print_finding(out: Console, told: Told) -> None:
     if finding.severity is Severity.WARNING:
         heading.stylize("bold")
     out.print(heading)
-    out.print(Padding(Text(finding.told), (0, 0, 0, 2)))
-    out.print(Padding(Text(finding.advice), (0, 0, 0, 2)))
+    out.print(Padding(Text(finding.told), (0, 0, 0, 2), expand=False))
+    out.print(Padding(Text(finding.advice), (0, 0, 0, 2), expand=False))
     if finding.remedy:
         remedy = ", ".join(f"{knob} = {number(value)}" for knob, value in finding.remedy.items())
-        out.print(Padding(Text(f"remedy: {remedy}"), (0, 0, 0, 2)))
+        out.print(Padding(Text(f"remedy: {remedy}"), (0, 0, 0, 2), expand=False))

@@ -12,7 +12,6 @@ from typing import Any
 import pandas as pd
 
 from adamtune import rundir
-from adamtune.diagnose.run import final_rows
 from adamtune.report.figures import (
     DEPTH,
     Line,
@@ -25,6 +24,7 @@ from adamtune.report.figures import (
 )
 from adamtune.report.page import page, paragraph, picture, table
 from adamtune.report.wording import number, with_bounds, with_interval
+from adamtune.run_tables import final_rows
 
 Result = Mapping[str, Any]
 
