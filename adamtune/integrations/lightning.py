@@ -9,7 +9,7 @@ try:
     from lightning.pytorch import Callback
 except ImportError:
     try:
-        from pytorch_lightning import Callback
+        from pytorch_lightning import Callback  # type: ignore[assignment]
     except ImportError:
         raise ImportError("adamtune.integrations.lightning needs Lightning: pip install lightning") from None
 
