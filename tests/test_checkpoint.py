@@ -137,7 +137,7 @@ def test_nadams_moments_are_told_as_adams_and_said_to_be(file: Path) -> None:
     assert any("NAdam" in note for note in checkpoint.notes)
 
 
-def test_a_large_group_is_sampled_and_read_whole_where_exact_is_asked(file: Path) -> None:
+def test_a_large_group_is_sampled_as_the_probe_samples_it(file: Path) -> None:
     param = nn.Parameter(torch.zeros(SAMPLE * 2))
     optimizer = Adam([param], lr=1.0, betas=(0.0, 0.0))
     param.grad = torch.linspace(0.0, 1.0, 2 * SAMPLE)

@@ -131,7 +131,7 @@ def test_a_checkpoint_is_shown_in_eighty_columns(cli: Cli, checkpoint: Path, rul
     assert any(re.fullmatch(r" +share never updated +0 *", line) for line in lines)
     found = lines.index("warning: large in body")
     assert lines[found + 1].startswith("  Half of the steps in body are above 0.50")
-    assert lines[found + 2].startswith("  ")
+    assert lines[found + 2] == "  folds."
     assert lines[found + 3 : found + 5] == ["  Lower lr.", "  remedy: lr = 0.001, schedule = cosine"]
     assert "note: seen in group1" in lines[found:]
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 
 from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -25,7 +25,7 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
         out.print()
         out.print(_measured(diagnosis.groups))
     for note in diagnosis.notes:
-        out.print(Text(f"note: {note}"))
+        out.print(Text(note))
     out.print()
     if not diagnosis.findings:
         out.print("no findings")
@@ -72,8 +72,8 @@ def _print_finding(out: Console, told: Told) -> None:
     if finding.severity is Severity.WARNING:
         heading.stylize("bold")
     out.print(heading)
-    out.print(Padding(Text(finding.told), (0, 0, 0, 2), expand=False))
-    out.print(Padding(Text(finding.advice), (0, 0, 0, 2), expand=False))
+    told_below = [finding.told, finding.advice]
     if finding.remedy:
-        remedy = ", ".join(f"{knob} = {number(value)}" for knob, value in finding.remedy.items())
-        out.print(Padding(Text(f"remedy: {remedy}"), (0, 0, 0, 2), expand=False))
+        told_below.append("remedy: " + ", ".join(f"{knob} = {number(value)}" for knob, value in finding.remedy.items()))
+    for text in told_below:
+        out.print(Text(textwrap.fill(text, out.width, initial_indent="  ", subsequent_indent="  ")))
