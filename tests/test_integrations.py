@@ -288,6 +288,7 @@ def test_transformers_checkpoint_is_diagnosed_as_the_training_was_measured(tmp_p
 @pytest.mark.consumers
 def test_an_interval_of_no_steps_is_refused() -> None:
     pytest.importorskip("lightning")
+    pytest.importorskip("transformers")
     from adamtune.integrations import lightning, transformers
 
     with pytest.raises(ProbeError, match="at least 1, not 0"):
