@@ -172,6 +172,11 @@ def read_result(run: Path) -> dict[str, Any]:
     return data
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a sweep's run directory, finished or not."""
+    return any(os.path.exists(folder / name) for name in (RESULT, SPEC))
+
+
 def finished_runs(folder: Path) -> list[Path]:
     """The runs in `folder` that have a result, oldest first."""
     results = sorted(folder.glob(f"*/{RESULT}"), key=lambda path: path.stat().st_mtime)

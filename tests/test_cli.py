@@ -114,7 +114,7 @@ def test_help_names_every_command_and_loads_nothing_heavy(tmp_path: Path) -> Non
     for name in COMMANDS:
         assert f"\n  {name} " in done.stdout
         assert f"Example: adamtune {name} " in done.stdout
-    assert COMMANDS == ["lr-find", "sweep", "show", "compare", "export"]
+    assert COMMANDS == ["lr-find", "sweep", "show", "compare", "diagnose", "export"]
 
 
 @pytest.mark.parametrize("command", app.registered_commands, ids=COMMANDS)

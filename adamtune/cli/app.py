@@ -14,6 +14,7 @@ import typer
 
 from adamtune import __version__
 from adamtune.cli.compare import compare
+from adamtune.cli.diagnose import diagnose
 from adamtune.cli.export import export
 from adamtune.cli.lr_find import lr_find
 from adamtune.cli.show import show
@@ -27,7 +28,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # typer's boxes cost more time than all else `--help` does together
     pretty_exceptions_enable=False,
 )
-for command in (lr_find, sweep, show, compare, export):
+for command in (lr_find, sweep, show, compare, diagnose, export):
     app.command(command.__name__.replace("_", "-"))(command)
 
 
