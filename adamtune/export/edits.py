@@ -67,8 +67,10 @@ class _Editor:
         self.replaced: list[str] = []
 
     def spliced(self) -> str:
+        """The text with all of them made; of those at one place the first stands first."""
         text = self.text
-        for start, end, new in sorted(self.splices, reverse=True):
+        in_order = sorted(self.splices, key=lambda splice: splice[:2])
+        for start, end, new in in_order[::-1]:
             text = text[:start] + new.replace("\n", self.newline) + text[end:]
         return text
 
@@ -129,12 +131,14 @@ class _Editor:
             return None
         new = self.in_block(value, key.start_mark.column, old)
         colon = self.text.index(":", key.end_mark.index) + 1
-        alone = not self.text[colon:start].strip()  # neither anchor nor comment between
-        if alone and (new.startswith("\n") or "\n" in self.text[colon:start] or start == colon):
-            start = colon
+        between = self.text[colon:start]
+        below = start - len(between) + len(between.rstrip()) if "\n" in between else start
+        if between.lstrip().startswith("#"):  # the value stood below a comment, which stays
+            self.splices += [(colon, colon, new), (below, end, "")] if new[0] == " " else [(below, end, new)]
+        elif not between.strip() and (new[0] == "\n" or "\n" in between or not between):
+            self.splices.append((colon, end, new))
         else:
-            new = new.removeprefix(" ")
-        self.splices.append((start, end, new))
+            self.splices.append((start, end, new.removeprefix(" ")))
         return None
 
     def item_by_item(self, old: yaml.Node, value: Any) -> bool:
@@ -170,11 +174,15 @@ class _Editor:
         column = node.value[0][0].start_mark.column
         lines = [" " * column + f"{yaml_text.flow(key)}:{self.in_block(value, column)}" for key, value in new.items()]
         text = "\n".join(lines)
-        line_end = self.text.find("\n", self.document.end(node))
-        if line_end < 0:
-            self.splices.append((len(self.text), len(self.text), f"\n{text}"))
+        keep_last = self.document.ends_in_its_line_ends(node)
+        if keep_last and len(node.value) == 1:
+            place = self.text.rfind("\n", 0, node.value[0][0].start_mark.index) + 1
         else:
-            self.splices.append((line_end + 1, line_end + 1, f"{text}\n"))
+            place = self.text.find("\n", self.document.end(node.value[-2 if keep_last else -1][1])) + 1
+        if place or keep_last:
+            self.splices.append((place, place, f"{text}\n"))
+        else:  # the last line has no end
+            self.splices.append((len(self.text), len(self.text), f"\n{text}"))
 
     def insert_flow(self, node: yaml.MappingNode, new: Mapping[str, Any], top: bool) -> None:
         close = node.end_mark.index - 1

@@ -37,20 +37,23 @@ def _kept(before: Document, old: yaml.Node, after: Document, new: yaml.Node | No
 def _mapping_kept(
     before: Document, old: yaml.MappingNode, after: Document, new: yaml.MappingNode, values: Mapping[str, Any]
 ) -> bool:
-    """Its keys stand in the same order, those that were set say what they should, and new ones come last."""
-    if len(new.value) < len(old.value):
+    """Its keys stand in the same order, those that were set say what they should, and so do new ones."""
+    there = {str(key.value) for key, _ in old.value}
+    kept = [pair for pair in new.value if str(pair[0].value) in there]
+    if len(kept) < len(old.value):
         return False
-    for (key, value), (new_key, new_value) in zip(old.value, new.value, strict=False):
+    for (key, value), (new_key, new_value) in zip(old.value, kept, strict=True):
         if not _kept(before, key, after, new_key, None):
             return False
-        setting = values.get(key.value) if key.tag != MERGE else None
-        if isinstance(value, yaml.MappingNode) or key.tag == MERGE or key.value not in values:
+        concerned = isinstance(key, yaml.ScalarNode) and key.tag != MERGE and key.value in values
+        setting = values[key.value] if concerned else None
+        if not concerned or isinstance(value, yaml.MappingNode):
             if not _kept(before, value, after, new_value, setting):
                 return False
         elif not _set(after, new_value, setting):
             return False
     own, merged = after.own(new), after.merged(new)
-    extra = [key.value for key, _ in new.value[len(old.value) :]]
+    extra = [str(key.value) for key, _ in new.value if str(key.value) not in there]
     return (
         all(key in values and alike(after.says(own[key][1]), values[key]) for key in extra)
         and all(key in own or key in merged for key in values)

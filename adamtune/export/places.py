@@ -116,11 +116,17 @@ class Document:
 
     def end(self, node: yaml.Node) -> int:
         """Where it ends; PyYAML has a block end only where the next thing starts, comments and blank lines included."""
-        if isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
-            last = node.value[-1]
-            return self.end(last[1] if isinstance(last, tuple) else last)
+        node = _last(node)
         start, end = int(node.start_mark.index), int(node.end_mark.index)
         return start + len(self.text[start:end].rstrip())
+
+    def ends_in_its_line_ends(self, node: yaml.Node) -> bool:
+        """Whether the line ends after a node are part of what it says: a block of text with `+`, or at the very end."""
+        last = _last(node)
+        if not isinstance(last, yaml.ScalarNode) or last.style not in ("|", ">"):
+            return False
+        header = self.text[self.start(last) :].partition("\n")[0]
+        return "+" in header.partition("#")[0] or self.text.find("\n", self.end(last)) < 0
 
 
 def anchor(text: str, node: yaml.Node) -> str | None:
@@ -138,6 +144,13 @@ def alike(data: Any, wanted: Any) -> bool:
     if isinstance(wanted, Sequence) and not isinstance(wanted, str):
         return isinstance(data, list) and len(data) == len(wanted) and all(map(alike, data, wanted))
     return bool(data == wanted)
+
+
+def _last(node: yaml.Node) -> yaml.Node:
+    """The innermost node at the end of a block."""
+    while isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
+        node = node.value[-1][1] if isinstance(node, yaml.MappingNode) else node.value[-1]
+    return node
 
 
 def _all(node: yaml.Node) -> Iterator[yaml.Node]:
