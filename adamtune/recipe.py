@@ -26,6 +26,7 @@ from pydantic import (
 
 from adamtune import yaml_text
 from adamtune.errors import Problem, RecipeError
+from adamtune.shipped import recipe_path
 
 if TYPE_CHECKING:
     from torch import nn
@@ -313,8 +314,11 @@ class Recipe(Frozen):
 
 
 def load_recipe(path: str | Path) -> Recipe:
-    """Read a recipe from a YAML file; raises `RecipeError` with every problem in it."""
-    path = Path(path)
+    """Read a recipe from a YAML file, or the shipped one of that name.
+
+    Raises `RecipeError` with every problem in it.
+    """
+    path = recipe_path(path)
     return yaml_text.validate(Recipe, yaml_text.read(path, RecipeError), str(path), RecipeError)
 
 

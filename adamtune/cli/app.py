@@ -16,6 +16,7 @@ from adamtune import __version__
 from adamtune.cli.compare import compare
 from adamtune.cli.export import export
 from adamtune.cli.lr_find import lr_find
+from adamtune.cli.recipes import recipes_app
 from adamtune.cli.show import show
 from adamtune.cli.sweep import sweep
 from adamtune.errors import AdamtuneError, ExitCode
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 for command in (lr_find, sweep, show, compare, export):
     app.command(command.__name__.replace("_", "-"))(command)
+app.add_typer(recipes_app, name="recipes")
 
 
 def _version(wanted: bool) -> None:

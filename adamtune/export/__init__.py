@@ -35,7 +35,7 @@ class Export:
 
 
 def recipe_of(source: Path) -> Recipe:
-    """The recipe of a run directory, or of a recipe file.
+    """The recipe of a run directory or a recipe file, or the shipped one of that name.
 
     Raises `RunDirError` for a run without one, `RecipeError` for a file that is none.
     """
