@@ -40,5 +40,5 @@ def recipe_path(reference: str | Path) -> Path:
         return path
     if word not in names:
         what = f"no such file, and no recipe of that name comes with adamtune; {nearest(word, names)}"
-        raise RecipeError(word, [Problem("", what)])
+        raise RecipeError(word if word.isprintable() else repr(word), [Problem("", what)])
     return shipped_path(word)
