@@ -593,8 +593,9 @@ def test_the_change_is_shown_then_written_and_a_second_time_there_is_none(comman
     code, out, err = command("--into", "train.yaml")
     assert (code, err) == (0, "")
     assert out.startswith("--- train.yaml\n")
-    assert out.endswith(f"wrote train.yaml; as it was before: {target}.bak\n")
-    assert command("--into", "train.yaml") == (0, "train.yaml says all of this already; nothing was written\n", "")
+    assert out.endswith("wrote train.yaml; as it was before: train.yaml.bak\n")
+    assert command("--into", "train.yaml") == (0, "train.yaml says all of this already\n", "")
+    assert command("--into", "train.yaml", "--dry-run")[1] == "train.yaml says all of this already\n"
     assert not target.with_name("train.yaml.bak.1").exists()
 
 

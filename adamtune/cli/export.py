@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from adamtune.errors import ExitCode
-
-if TYPE_CHECKING:
-    from adamtune.export.into import FileEdit
 
 
 def export(
@@ -63,14 +60,16 @@ def export(
     for unsaid in export.unsaid:
         typer.echo(f"{format} cannot say {unsaid}", err=True)
     if export.edit:
-        typer.echo(export.edit.diff, nl=False)
+        typer.echo(export.edit.diff or f"{into} says all of this already\n", nl=False)
     if dry_run:
         return ExitCode.DONE
     beside = target.with_name(f"{target.stem}_optimizer.py") if target and companion and export.companion else None
     if beside:
         check_target(beside, force)
     if export.edit:
-        _write_into(export.edit, force)
+        if export.edit.diff:
+            backup = export.edit.write(force)
+            typer.echo(f"wrote {into}; as it was before: {backup}")
     elif to:
         write_export(to, export.text, force)
         typer.echo(f"wrote {to}")
@@ -85,11 +84,3 @@ def export(
     elif companion:
         typer.echo("no companion is needed: the format says everything")
     return ExitCode.DONE
-
-
-def _write_into(edit: FileEdit, force: bool) -> None:
-    if edit.before == edit.after:
-        typer.echo(f"{edit.path} says all of this already; nothing was written")
-        return
-    backup = edit.write(force)
-    typer.echo(f"wrote {edit.path}; as it was before: {backup}")

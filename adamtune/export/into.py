@@ -49,7 +49,7 @@ class FileEdit:
         if self.replaced and not force:
             keys = ", ".join(self.replaced)
             raise ExportError(f"{self.path} has other values for {keys}; replace them with --force")
-        place = Path(os.path.realpath(self.path))
+        place = Path(os.path.realpath(self.path)) if self.path.is_symlink() else self.path
         if not os.access(place, os.W_OK) or not os.access(place.parent, os.W_OK):
             raise ExportError(f"{self.path} cannot be written: it or its folder is read-only")
         if _read(self.path) != self.before:
