@@ -99,21 +99,23 @@ class RunDir:
             log.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {line}\n")
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str, mode: int | None = None) -> None:
     """Write a text file so that readers and crashes see the old one or the new one, never half of it.
 
+    Line ends are written as they stand in `text`. `mode` is the file's permission bits; None for those of a new file.
     Raises `AdamtuneError` naming the file when the disk is full or the folder cannot be written.
     """
     temporary = ""
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as out:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as out:
             out.write(text)
             out.flush()
             os.fsync(out.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes it private; a result is as readable as any other file
+        # mkstemp makes it private; a result is as readable as any other file
+        os.chmod(temporary, 0o666 & ~umask if mode is None else mode)
         os.replace(temporary, path)
     except OSError as problem:
         raise AdamtuneError(

@@ -66,8 +66,3 @@ def test_every_command_is_in_the_readme() -> None:
         assert command.callback is not None
         assert f"`adamtune {command.callback.__name__.replace('_', '-')} " in README
         assert "Example: adamtune" in (command.callback.__doc__ or "")
-
-
-def test_the_shipped_default_recipe_is_the_default() -> None:
-    shipped = Path(__file__).parent.parent / "recipes" / "default.yaml"
-    assert Recipe.from_yaml(shipped.read_text()) == Recipe.default()

@@ -17,6 +17,7 @@ from adamtune.cli.compare import compare
 from adamtune.cli.diagnose import diagnose
 from adamtune.cli.export import export
 from adamtune.cli.lr_find import lr_find
+from adamtune.cli.recipes import recipes_app
 from adamtune.cli.show import show
 from adamtune.cli.sweep import sweep
 from adamtune.errors import AdamtuneError, ExitCode
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 for command in (lr_find, sweep, show, compare, diagnose, export):
     app.command(command.__name__.replace("_", "-"))(command)
+app.add_typer(recipes_app, name="recipes")
 
 
 def _version(wanted: bool) -> None:

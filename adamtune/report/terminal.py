@@ -117,6 +117,13 @@ def print_runs(runs: Mapping[Path, Mapping[str, Any]]) -> None:
     _out().print(table)
 
 
+def print_recipes(recipes: Mapping[str, str]) -> None:
+    """Name and purpose, one line each."""
+    longest = max(map(len, recipes), default=0)
+    for name, about in recipes.items():
+        _out().print(f"{name:{longest}}  {about}", markup=False, soft_wrap=True)
+
+
 def print_comparison(comparison: Comparison) -> None:
     """What differs between two recipes; then, of two runs, what each measured and decided."""
     out = _out()
