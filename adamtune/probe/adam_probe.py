@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from adamtune.errors import ProbeError
-from adamtune.probe.elements import Elements, Settings, elements, percentiles
+from adamtune.probe.elements import Elements, Settings, elements, summary
+from adamtune.probe.exact import exact_summary
 from adamtune.probe.groups import Named, named_groups, unwrapped
 from adamtune.probe.norms import norm
 from adamtune.probe.sample import LAYER_SAMPLE, SAMPLE, Picks, pick, rank_error
@@ -157,25 +158,19 @@ class AdamProbe:
             yield f"{named.name}: its gradients are gone, so flips are left out; record before zero_grad"
 
     def _statistics(self, named: Named, moments: list[Moments]) -> Iterator[tuple[str, Tensor]]:
-        device = moments[0].first.device
         settings = self._settings(named, moments)
-        update = update_of(self._optimizer, named.settings, moments, device)
-        measured = self._sampled(named.name, moments, update, settings)
-        for statistic in ("m_hat", "sqrt_v_hat", "r"):
-            values = getattr(measured, statistic)
-            found = percentiles(values, self._percentiles)
-            for rank, value in zip(self._percentiles, found, strict=True):
+        update = update_of(self._optimizer, named.settings, moments, moments[0].first.device)
+        if self._exact and sum(each.numel for each in moments) > self._limit:
+            found = exact_summary(moments, update, settings, self._percentiles)
+        else:
+            found = summary(self._sampled(named.name, moments, update, settings), self._percentiles)
+        for statistic, values in found.percentiles.items():
+            for rank, value in zip(self._percentiles, values, strict=True):
                 yield f"{statistic}/p{rank:g}", value
             if statistic == "r":
-                for rank, value in zip(self._percentiles, found, strict=True):
+                for rank, value in zip(self._percentiles, values, strict=True):
                     yield f"lr_r/p{rank:g}", settings.lr * value
-        found = percentiles(measured.update_to_weight, self._percentiles)
-        for rank, value in zip(self._percentiles, found, strict=True):
-            yield f"update_to_weight/p{rank:g}", value
-        for statistic in ("below_eps", "never_updated", "nonfinite"):
-            yield statistic, getattr(measured, statistic).float().mean()
-        if measured.known is not None and measured.flipped is not None:
-            yield "flips", measured.flipped.sum() / measured.known.sum()
+        yield from found.shares.items()
 
     def _settings(self, named: Named, moments: list[Moments]) -> Settings:
         group = named.settings
