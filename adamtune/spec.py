@@ -28,6 +28,7 @@ from adamtune.task import TaskReference
 StageName = Literal[
     "lr_range",
     "lr",
+    "findings",
     "portfolio",
     "beta1",
     "eps",

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 
 from adamtune import rundir, yaml_text
+from adamtune.diagnose import Told, counted
+from adamtune.diagnose.trials import observed
 from adamtune.engines import Engine, FinishedTrials, make_engine, pick_device
 from adamtune.engines.width import time_alone
 from adamtune.errors import Problem, RunDirError, SpecError
@@ -62,6 +64,8 @@ class SweepResult:
     """The recommended recipe, with its provenance."""
     conclusion: Conclusion
     answers: Mapping[str, StageAnswer]
+    findings: tuple[Told, ...]
+    """What the rules find in the recommended recipe's trials on the fresh seeds."""
     steps_used: int
     """Training steps of all trials, the last comparison included."""
     wall_seconds: float
@@ -84,6 +88,7 @@ class SweepResult:
                 for name, (before, after) in self.spec.base.diff(self.recipe).items()
             },
             "stages": [answer_dict(answer) for answer in self.answers.values()],
+            "findings": [told.to_dict() for told in self.findings],
             "recipe": self.recipe.to_dict(),
         }
 
@@ -203,9 +208,13 @@ def sweep(
         with _last_words(run, notes, engine):
             recipe = run_plan(plan, context, notes)
             conclusion = conclude(context, recipe, notes)
+            last = context.measure(rundir.FINAL, recipe, context.seeds.fresh)  # known by now
+            found = counted([observed(trial, groups) for trial in last])
             recipe = recipe.model_copy(update={"provenance": _provenance(context, conclusion, run_dir)})
             seconds = time.monotonic() - began
-            result = SweepResult(spec, recipe, conclusion, context.answers, context.budget.spent, seconds, run_dir)
+            result = SweepResult(
+                spec, recipe, conclusion, context.answers, found, context.budget.spent, seconds, run_dir
+            )
             run.write(rundir.RECIPE, recipe.to_yaml())
             run.write_json(rundir.RESULT, result.to_dict())
             notes.write_tables()  # the report reads them

@@ -517,8 +517,8 @@ def test_a_stage_that_cannot_matter_is_left_out_by_auto_and_says_why_where_it_is
         (9, []),
         (10, ["beta1"]),
         (24, ["beta1"]),
-        (25, ["portfolio", "beta1", "eps"]),
-        (39, ["portfolio", "beta1", "eps"]),
+        (25, ["findings", "portfolio", "beta1", "eps"]),
+        (39, ["findings", "portfolio", "beta1", "eps"]),
         (40, [stage for stage in STAGES if stage not in ("lr_range", "lr")]),
     ],
 )

@@ -322,7 +322,7 @@ LR_FIND_KEYS = {
 }
 SWEEP_KEYS = {
     *("version", "task", "horizon", "objective", "steps_used", "wall_seconds", "default", "recommended", "difference"),
-    *("changed", "stages", "recipe"),
+    *("changed", "stages", "findings", "recipe"),
 }
 
 

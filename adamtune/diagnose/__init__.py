@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from adamtune.diagnose.diagnosis import Diagnosis, Told, diagnose
+from adamtune.diagnose.diagnosis import Diagnosis, Told, counted, diagnose
 from adamtune.diagnose.finding import Finding, Observed, Rule, Severity
 from adamtune.diagnose.judging import findings
 from adamtune.diagnose.rules import RULES
 
-__all__ = ["RULES", "Diagnosis", "Finding", "Observed", "Rule", "Severity", "Told", "diagnose", "findings"]
+__all__ = [
+    "RULES",
+    "Diagnosis",
+    "Finding",
+    "Observed",
+    "Rule",
+    "Severity",
+    "Told",
+    "counted",
+    "diagnose",
+    "findings",
+]

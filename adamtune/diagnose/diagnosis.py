@@ -85,14 +85,14 @@ def diagnose(target: str | Path | Observed, exact: bool = False) -> Diagnosis:
     """
     if isinstance(target, Observed):
         step, record = target.records[-1] if target.records else (None, {})
-        return Diagnosis("", "training", step, record, _counted([target]))
+        return Diagnosis("", "training", step, record, counted([target]))
     path = Path(target)
     if is_run(path):
         return _of_run(path)
     from adamtune.diagnose.checkpoint import read_checkpoint  # loads torch, which a run does not need
 
     checkpoint = read_checkpoint(path, exact)
-    found = _counted([checkpoint.observed])
+    found = counted([checkpoint.observed])
     return Diagnosis(str(path), "checkpoint", checkpoint.step, checkpoint.record, found, notes=checkpoint.notes)
 
 
@@ -104,7 +104,7 @@ def _of_run(path: Path) -> Diagnosis:
     step = max((step for step, _ in last), default=None)
     record = _medians([record for at, record in last if at == step])  # a diverged seed may end before
     notes = () if last else ("the run kept no records of the probe for its recommended recipe",)
-    return Diagnosis(str(path), "run", step, record, _counted(seeds), len(seeds), notes)
+    return Diagnosis(str(path), "run", step, record, counted(seeds), len(seeds), notes)
 
 
 def _medians(records: Sequence[Record]) -> dict[str, float]:
@@ -115,7 +115,7 @@ def _medians(records: Sequence[Record]) -> dict[str, float]:
     return {key: statistics.median(each) for key, each in values.items()}
 
 
-def _counted(seeds: Sequence[Observed]) -> tuple[Told, ...]:
+def counted(seeds: Sequence[Observed]) -> tuple[Told, ...]:
     """Findings by rule and group: the gravest stands for all, with how many seeds raised one. Warnings first, then what
     most seeds raised.
     """

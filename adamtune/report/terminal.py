@@ -83,6 +83,10 @@ def print_result(result: Mapping[str, Any], run_dir: Path) -> None:
         verdicts.add_row(stage["stage"], stage["verdict"], before, after, stage["reason"])
     out.print(verdicts)
     out.print()
+    for finding in result.get("findings", ()):
+        seeds = finding.get("seeds")
+        on = f" ({seeds['raised']} of {seeds['of']} seeds)" if seeds else ""
+        out.print(f"{finding['severity']}: {finding['told']}{on} {finding['advice']}", markup=False)
     objective = result["objective"]["name"]
     for name in ("default", "recommended"):
         out.print(f"{name + ':':<13}{objective} {with_interval(result[name])}", markup=False)

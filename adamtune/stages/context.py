@@ -187,9 +187,12 @@ class StageContext:
 
     def probed(self, recipe: Recipe) -> list[RungReport]:
         """The rungs of those records, which tell the step."""
+        return [rung for result in self.trained(recipe) for rung in result.rungs if rung.probe]
+
+    def trained(self, recipe: Recipe) -> list[TrialResult]:
+        """All trials of a recipe to the horizon until now."""
         mine = (recipe.training_key(), self.horizon)
-        results = [result for (key, _, horizon), result in self._known.items() if (key, horizon) == mine]
-        return [rung for result in results for rung in result.rungs if rung.probe]
+        return [result for (key, _, horizon), result in self._known.items() if (key, horizon) == mine]
 
     def rungs(self) -> list[int]:
         """Where full-length trials are evaluated: eight points of the curve, the horizon last."""
