@@ -29,7 +29,7 @@ class Settings:
     """Weight decay that is part of the gradient."""
     maximize: bool
     rounding: float
-    """The machine epsilon of the type that m is kept in."""
+    """The machine epsilon of the type that m is kept in, or float32's where that is larger."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,7 @@ def elements(
         if settings.maximize:
             gradient = -gradient
         if settings.decay:
-            # m was fed with the decay of the weight before the update.
-            gradient = gradient + settings.decay * (theta + settings.lr * step / divisor)
+            gradient = gradient + settings.decay * _before(theta, step, gradient, divisor, update, settings)
         if update.gradient is not None:
             step = step + update.gradient * torch.nan_to_num(gradient, posinf=torch.inf, neginf=-torch.inf)
     m_hat = step.abs()
@@ -107,6 +106,19 @@ def elements(
         flips=flips,
         known=known,
     )
+
+
+def _before(
+    theta: Tensor, step: Tensor, gradient: Tensor, divisor: Tensor, update: Update, settings: Settings
+) -> Tensor:
+    """The weight before the update, whose decay m was fed with: theta + lr * (step + c * (gradient + decay * before)) /
+    divisor, solved for it; c is 0 but for NAdam.
+    """
+    before = theta + settings.lr * step / divisor
+    if update.gradient is None:
+        return before
+    part = settings.lr * update.gradient / divisor
+    return (before + part * gradient) / (1 - part * settings.decay)
 
 
 def _finite(values: Tensor) -> Tensor:

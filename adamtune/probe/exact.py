@@ -97,6 +97,7 @@ def exact_summary(moments: Sequence[Moments], update: Update, settings: Settings
     spans = list(_spans([each.numel for each in moments], _CHUNK["cpu" if on_cpu else "other"]))
     workers = min(torch.get_num_threads(), len(spans)) if on_cpu else 1
 
+    @torch.no_grad()  # which a thread does not take over
     def read(worker: int) -> _Tally:
         tally = _Tally(device)
         for place, start, stop in spans[worker::workers]:
