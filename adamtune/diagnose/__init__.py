@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from adamtune.diagnose.finding import Finding, Observed, Rule, Severity
+from adamtune.diagnose.finding import Finding, Observed, Record, Rule, Severity
 from adamtune.diagnose.rules import RULES
 
-__all__ = ["RULES", "Finding", "Observed", "Rule", "Severity", "findings"]
+__all__ = ["RULES", "Finding", "Observed", "Record", "Rule", "Severity", "findings"]
 
 
 def findings(observed: Observed) -> list[Finding]:
