@@ -133,11 +133,16 @@ class AdamProbe:
         momenta = [real(kept) for state in states if isinstance(kept := state.get("momentum_buffer"), Tensor)]
         if momenta:
             yield "momentum_norm", norm(momenta)
+        elif named.settings.get("momentum") and not any(states) and self._has_momentum():
+            yield "momentum_norm", torch.zeros((), device=named.params[0].device)  # none yet, though others have
         found = [moments_of(param, state, named.settings) for param, state in zip(named.params, states, strict=True)]
         moments = [each for each in found if each is not None]
         notes += self._lacks(named, moments, any(states))
         if sum(each.numel for each in moments):
             yield from self._statistics(named, moments)
+
+    def _has_momentum(self) -> bool:
+        return any("momentum_buffer" in state for state in self._optimizer.state.values())
 
     def _lacks(self, named: Named, moments: list[Moments], stated: bool) -> Iterator[str]:
         if any(is_shard(param) for param in named.params):
