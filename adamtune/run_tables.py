@@ -1,4 +1,4 @@
-"""The tables of a finished run, read: trials.csv, curves.csv and probe.csv, as far as the last comparison goes."""
+"""The tables of a finished run, read: trials.csv, curves.csv and probe.csv."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ import pandas as pd
 from adamtune import rundir
 
 
-def final_rows(run: Path, name: str) -> pd.DataFrame:
-    """The rows of a table that belong to the last comparison; none when the run has no such table."""
+def all_rows(run: Path, name: str) -> pd.DataFrame:
+    """A table; without rows and columns when the run has no such table."""
     path = run / name
     if not path.exists():
         return pd.DataFrame()
     # Only an empty cell is missing: a param group may be called "NA".
-    rows = pd.read_csv(path, keep_default_na=False, na_values=[""], low_memory=False)
-    return rows[rows["stage"] == rundir.FINAL]
+    return pd.read_csv(path, keep_default_na=False, na_values=[""], low_memory=False)
+
+
+def final_rows(run: Path, name: str) -> pd.DataFrame:
+    """The rows of a table that belong to the last comparison."""
+    rows = all_rows(run, name)
+    return rows if rows.empty else rows[rows["stage"] == rundir.FINAL]
 
 
 def recommended_trials(final: pd.DataFrame) -> dict[int, int]:

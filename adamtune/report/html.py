@@ -22,6 +22,7 @@ from adamtune.report.figures import (
     response_figure,
     values_figure,
 )
+from adamtune.report.findings import findings_section
 from adamtune.report.page import page, paragraph, picture, table
 from adamtune.report.wording import number, with_bounds, with_interval
 from adamtune.run_tables import final_rows
@@ -47,6 +48,7 @@ def report_html(run_dir: Path) -> str:
         *[_stage(stage, result["objective"]) for stage in result["stages"]],
         _learning_curves(run_dir, result, final),
         _probe(run_dir, final),
+        findings_section(run_dir, result),
         _reproduce(run_dir),
     ]
     return page(f"adamtune: {result['task']['ref']}", [section for section in sections if section])
