@@ -80,9 +80,9 @@ class Row:
 @functools.cache
 def tasks() -> Mapping[str, Callable[[], Task]]:
     """Everything that a training can name."""
-    from benchmarks import planted_tasks
+    from benchmarks import planted_tasks, planted_tasks_b
 
-    return planted_tasks.TASKS
+    return {**planted_tasks.TASKS, **planted_tasks_b.TASKS}
 
 
 @functools.cache
@@ -155,9 +155,9 @@ def false_alarms(training: Training) -> dict[int, list[Finding]]:
 
 def plants() -> list[Plant]:
     """All of them."""
-    from benchmarks import planted_a
+    from benchmarks import planted_a, planted_b
 
-    return [*planted_a.PLANTS]
+    return [*planted_a.PLANTS, *planted_b.PLANTS]
 
 
 def table(rows: Iterable[Row], alarms: Mapping[str, int], healthy: int) -> str:

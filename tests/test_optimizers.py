@@ -15,6 +15,8 @@ from optuna.storages.journal import JournalFileBackend
 from torch import nn
 
 from adamtune import Task
+from adamtune.diagnose import Record
+from adamtune.diagnose.settling import late_to_middle, unready
 from adamtune.engines import make_engine
 from adamtune.evidence import Verdict
 from adamtune.groups import param_groups
@@ -27,7 +29,7 @@ from adamtune.stages import REGISTRY, optimizer, switch
 from adamtune.stages.context import Budget, Seeds, StageAnswer, StageContext
 from adamtune.stages.optimizer import as_adamw, as_sgd, at_lr
 from adamtune.stages.own_lr import SGD_LR, matching_lr
-from adamtune.trial import Outcome, RungReport
+from adamtune.trial import Outcome
 
 ADAMW = Recipe(
     lr=1e-2,
@@ -262,27 +264,22 @@ def test_sparse_embeddings_leave_nothing_to_ask() -> None:
 # --- switch: when it is asked
 
 
-def rungs(**values: list[float]) -> list[RungReport]:
-    """Rungs at eighths of 80 steps; values of `group__statistic` at the last six."""
+def rungs(**values: list[float]) -> list[tuple[int, Record]]:
+    """Records at eighths of 80 steps; values of `group__statistic` at the last six."""
     return [
-        RungReport(
-            10 * (place + 3),
-            (),
-            {},
-            {f"{name.replace('__', '/')}/p50": row[place] for name, row in values.items()},
-        )
+        (10 * (place + 3), {f"{name.replace('__', '/')}/p50": row[place] for name, row in values.items()})
         for place in range(6)
     ]
 
 
 def test_late_is_told_from_midway_group_by_group() -> None:
     seen = rungs(a__m_hat=[4.0, 4.0, 4.0, 1.0, 1.0, 9.0], b__m_hat=[1.0, 1.0, 1.0, 4.0, 4.0, 4.0])
-    assert switch.late_to_middle(seen, "m_hat", 80) == pytest.approx(math.sqrt(0.25 * 4.0))
-    assert switch.late_to_middle(seen, "sqrt_v_hat", 80) is None
-    assert switch.late_to_middle(seen[:3], "m_hat", 80) is None  # nothing late
-    assert switch.late_to_middle(rungs(a__m_hat=[0.0] * 6), "m_hat", 80) is None
+    assert late_to_middle(seen, "m_hat", 80) == pytest.approx(math.sqrt(0.25 * 4.0))
+    assert late_to_middle(seen, "sqrt_v_hat", 80) is None
+    assert late_to_middle(seen[:3], "m_hat", 80) is None  # nothing late
+    assert late_to_middle(rungs(a__m_hat=[0.0] * 6), "m_hat", 80) is None
     both = seen + rungs(a__m_hat=[4.0] * 3 + [2.0] * 3, b__m_hat=[1.0] * 6)
-    assert switch.late_to_middle(both, "m_hat", 80) == pytest.approx(math.sqrt(0.5 * 2.5))
+    assert late_to_middle(both, "m_hat", 80) == pytest.approx(math.sqrt(0.5 * 2.5))
 
 
 @pytest.mark.parametrize(
@@ -300,7 +297,7 @@ def test_late_is_told_from_midway_group_by_group() -> None:
 def test_sgd_may_take_over_when_m_has_decayed_and_v_has_settled(
     m_hat: float | None, root_v_hat: float | None, reason: str
 ) -> None:
-    told = switch.unready(m_hat, root_v_hat)
+    told = unready(m_hat, root_v_hat)
     assert told.startswith(reason)
     assert bool(told) == bool(reason)
 

@@ -4,43 +4,30 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from adamtune.diagnose.settling import LATE, late_to_middle, unready
 from adamtune.evidence import Verdict
 from adamtune.groups import ParamGroup
 from adamtune.knobs import KNOBS, Knob, Scale
 from adamtune.recipe import Recipe, Switch
 from adamtune.spec import Spec
-from adamtune.stages.choose import ASIDE, Candidate, Question, candidates_cost, choose
+from adamtune.stages.choose import Candidate, Question, candidates_cost, choose
 from adamtune.stages.context import StageAnswer, StageContext
 from adamtune.stages.lr import squeezed
 from adamtune.stages.own_lr import MOMENTUM, TRIALS, matching_lr, short_test
-from adamtune.trial import Outcome, RungReport
+from adamtune.trial import Outcome
 
 NAME = "switch"
 QUESTION = "Does SGD with momentum finish the run better?"
 
-FRACTIONS = (0.7, 0.8, 0.9)
+FRACTIONS = (LATE, 0.8, 0.9)
 """Of the run, to hand over at."""
 
 _TESTED = 0.8
 """The one of them at which SGD's lr is found for all."""
-
-_MIDDLE = (0.3, 0.7)
-"""Of the run: what its later rungs, those from the earliest hand-over on, are compared with."""
-
-DECAYED = 0.75
-"""m_hat has decayed when it is at most this share of what it was in the middle of the run. On nine of
-`benchmarks.lr_tasks` at their best lr (three seeds) it was 0.83 to 1.26 where gradients are as large at the end as
-midway (a GPT, embeddings, tables of noisy rows), so that a quarter is more than it scatters by, and 0.24 to 0.73 where
-training came to rest (digits: MLPs, dropout, batch norm, an autoencoder)."""
-
-SETTLED = ASIDE
-"""sqrt(v_hat) has settled when it changes by less than this factor. SGD has one lr for the rest of the run, by which it
-stands in for Adam's lr / sqrt(v_hat): what v_hat still moves, that lr is off by, and by less than this factor no stage
-tells learning rates apart beforehand. On those tasks it was 0.73 to 1.04."""
 
 _SGD_STEPS = 20
 """That SGD should make in a short trial, twice the memory of its momentum."""
@@ -71,37 +58,6 @@ def _short(horizon: int) -> int:
     return min(horizon, max(squeezed(horizon), round(_SGD_STEPS / (1 - _TESTED))))
 
 
-def late_to_middle(rungs: Iterable[RungReport], statistic: str, horizon: int) -> float | None:
-    """How the median over weights of `m_hat` or `sqrt_v_hat` changes from the middle of the run to its last stretch.
-
-    In each param group, the median over the later records over that of the middle ones; the geometric mean over
-    groups. None where either has none above zero.
-    """
-    ending = f"/{statistic}/p50"
-    middle: dict[str, list[float]] = {}
-    late: dict[str, list[float]] = {}
-    for rung in rungs:
-        part = rung.step / horizon
-        kept = late if part > FRACTIONS[0] else middle if _MIDDLE[0] < part < _MIDDLE[1] else None
-        for key, value in rung.probe.items():
-            if kept is not None and key.endswith(ending) and value > 0:
-                kept.setdefault(key, []).append(value)
-    ratios = [statistics.median(late[key]) / statistics.median(middle[key]) for key in middle if key in late]
-    return statistics.geometric_mean(ratios) if ratios else None
-
-
-def unready(m_hat: float | None, root_v_hat: float | None) -> str:
-    """Why SGD should not take over yet, by how both change (see `late_to_middle`); empty where it may."""
-    if m_hat is None or root_v_hat is None:
-        return "nothing was recorded of Adam's state late in the run"
-    if m_hat > DECAYED:
-        return f"m_hat has not decayed: late in the run it is {m_hat:.2f} times what it was midway (at most {DECAYED})"
-    if not 1 / SETTLED < root_v_hat < SETTLED:
-        told = f"late in the run sqrt(v_hat) is {root_v_hat:.2f} times what it was midway"
-        return f"v_hat has not settled: {told} (between {1 / SETTLED:.2f} and {SETTLED:.2f})"
-    return ""
-
-
 def at_sgd_lr(recipe: Recipe, lr: float) -> Recipe:
     """A recipe with a switch, at another lr of SGD."""
     assert recipe.switch is not None
@@ -125,13 +81,13 @@ def run(context: StageContext, incumbent: Recipe) -> StageAnswer:
     counts is the objective; the gap between validation and training loss is told beside it.
     """
     context.measure(NAME, incumbent, context.seeds.search)
-    rungs = context.probed(incumbent)
-    changes = {name: late_to_middle(rungs, name, context.horizon) for name in ("m_hat", "sqrt_v_hat")}
+    records = [(rung.step, rung.probe) for rung in context.probed(incumbent)]
+    changes = {name: late_to_middle(records, name, context.horizon) for name in ("m_hat", "sqrt_v_hat")}
     facts: dict[str, Any] = {"late_to_middle": changes}
     why = unready(changes["m_hat"], changes["sqrt_v_hat"])
     if why:
         return StageAnswer(NAME, QUESTION, Verdict.UNASKED, why, incumbent, details=facts)
-    late = [rung.probe for rung in rungs if rung.step / context.horizon > FRACTIONS[0]]
+    late = [record for step, record in records if step / context.horizon > LATE]
     test = short_test(
         context,
         NAME,
