@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: test test-all test-consumers lint sweep bench bench-lr bench-range bench-search bench-throughput chaos clean
+.PHONY: test test-all test-consumers lint sweep bench bench-lr bench-probe bench-range bench-search bench-throughput \
+	chaos clean
 
 test: lint
 	$(BIN)/python -m pytest
@@ -27,6 +28,9 @@ bench: .venv
 
 bench-lr: .venv .venv/peers
 	$(BIN)/python -m benchmarks.lr_find
+
+bench-probe: .venv
+	$(BIN)/python -m benchmarks.probe
 
 bench-range: .venv .venv/peers
 	$(BIN)/python -m benchmarks.range_test_cost

@@ -121,6 +121,17 @@ def test_the_json_of_a_checkpoint_is_pinned(cli: Cli, checkpoint: Path, rule: Ru
     assert data == json.loads(cli(checkpoint.parent, "--json", "--exact").out) | {"target": str(checkpoint)}
 
 
+def test_exact_reads_what_a_sample_misses(cli: Cli, tmp_path: Path) -> None:
+    param = nn.Parameter(torch.ones(1_000_000))
+    optimizer = AdamW([param], betas=(0.0, 0.0))
+    param.grad = torch.where(torch.arange(1_000_000) < 3, 1.0, 0.0)
+    optimizer.step()
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    told = [json.loads(cli(tmp_path, "--json", *exact).out)["groups"]["group0"] for exact in (["--exact"], [])]
+    assert told[0]["never_updated"] == pytest.approx(1 - 3e-6, abs=1e-7)
+    assert told[1]["never_updated"] != pytest.approx(1 - 3e-6, abs=1e-7)
+
+
 def test_a_checkpoint_is_shown_in_eighty_columns(cli: Cli, checkpoint: Path, rule: Rule) -> None:
     said = cli(checkpoint)
     assert (said.code, said.err) == (0, "")
