@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: test test-all test-consumers lint sweep bench bench-lr bench-range bench-search bench-throughput clean
+.PHONY: test test-all test-consumers lint sweep bench bench-lr bench-range bench-search bench-throughput chaos clean
 
 test: lint
 	$(BIN)/python -m pytest
@@ -36,6 +36,9 @@ bench-search: .venv .venv/peers
 
 bench-throughput: .venv .venv/peers
 	$(BIN)/python -m benchmarks.throughput
+
+chaos: .venv
+	$(BIN)/python -m benchmarks.chaos
 
 # fastai asks for torchvision but reads learning rates without it; beside a CPU torch a CUDA torchvision does not load,
 # and then neither does Lightning.

@@ -497,14 +497,16 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's figures")
-def test_a_large_state_is_not_loaded(file: Path) -> None:
+@pytest.mark.parametrize("exact", ["", "exact"])
+def test_a_large_state_is_not_loaded(exact: str, file: Path) -> None:
     elements = 16_000_000  # 128 MB of moments
     moments = {"exp_avg": torch.ones(elements), "exp_avg_sq": torch.ones(elements), "step": torch.tensor(9.0)}
     saved(file, {"state": {0: moments}, "param_groups": [GROUP]})
     watch = """
 import sys, threading
 from adamtune.diagnose import diagnose
-warm = diagnose(sys.argv[2])
+exact = bool(sys.argv[3])
+warm = diagnose(sys.argv[2], exact)
 def mb():
     return int(next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1]) / 1024
 before, peak, done = mb(), 0.0, threading.Event()
@@ -514,14 +516,14 @@ def look():
         peak = max(peak, mb())
 watcher = threading.Thread(target=look)
 watcher.start()
-diagnosis = diagnose(sys.argv[1])
+diagnosis = diagnose(sys.argv[1], exact)
 done.set(), watcher.join()
 assert diagnosis.step == 9, diagnosis
 print(max(peak, mb()) - before)
 """
     small = saved(file.with_name("small.pt"), {"state": {0: STATE}, "param_groups": [GROUP]})
     done = subprocess.run(
-        [sys.executable, "-c", watch, str(file), str(small)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", watch, str(file), str(small), exact], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 48

@@ -60,10 +60,12 @@ def test_lines_that_cannot_be_written_wait_for_the_next_time(tmp_path: Path, mon
     assert numbers(JournalFileBackend(str(tmp_path / "j")).read_logs(0)) == [0, 1]
 
 
-def test_many_lines_are_written_without_being_asked(tmp_path: Path) -> None:
-    ours = BufferedJournal(str(tmp_path / "j"))
-    ours.append_logs([{"n": place} for place in range(journal.LINES)])
-    assert len(numbers(JournalFileBackend(str(tmp_path / "j")).read_logs(0))) == journal.LINES
+def test_lines_wait_until_nothing_is_half_told(tmp_path: Path) -> None:
+    ours, written = BufferedJournal(str(tmp_path / "j")), JournalFileBackend(str(tmp_path / "j"))
+    ours.append_logs([{"n": place} for place in range(journal.LINES + 1)])
+    assert numbers(written.read_logs(0)) == []
+    ours.settle()
+    assert len(numbers(written.read_logs(0))) == journal.LINES + 1
 
 
 def _disk_full(self: object, logs: object) -> None:

@@ -90,7 +90,7 @@ def test_result_json_says_what_the_design_promises(whole: Run) -> None:
     result = whole.json
     assert set(result) == {
         *("version", "task", "horizon", "objective", "steps_used", "wall_seconds", "default", "recommended"),
-        *("difference", "changed", "stages", "recipe"),
+        *("difference", "changed", "stages", "findings", "recipe"),
     }
     assert result == rundir.jsonable(whole.result.to_dict()) == read_result(whole.path)
     for side in ("default", "recommended"):

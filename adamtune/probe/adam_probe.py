@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from adamtune.errors import ProbeError
-from adamtune.probe.elements import Elements, Settings, elements, percentiles
+from adamtune.probe.elements import Elements, Settings, elements, summary
+from adamtune.probe.exact import exact_summary
+from adamtune.probe.frame import frame
 from adamtune.probe.groups import Named, named_groups, unwrapped
 from adamtune.probe.norms import norm
 from adamtune.probe.sample import LAYER_SAMPLE, SAMPLE, Picks, pick, rank_error
 from adamtune.probe.state import Moments, Update, coupled_decay, is_shard, moments_of, real, update_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PERCENTILES = (10, 50, 90)
 
@@ -60,7 +65,8 @@ class AdamProbe:
     ) -> None:
         """Read `optimizer` every `every` calls of `step`.
 
-        `percentiles` are numbers from 0 to 100. `exact` reads all elements instead of a sample. `by` "layer" measures
+        `percentiles` are numbers from 0 to 100. `exact` reads all elements instead of a sample, in bounded memory, for
+        percentiles within 0.4% of their value; see `adamtune.probe.exact`. `by` "layer" measures
         each parameter by itself, under its name in `model`, or in `param_names` where the optimizer was given named
         parameters. Raises `ProbeError` where one of them cannot be used.
         """
@@ -101,6 +107,12 @@ class AdamProbe:
         self._steps += 1
         if self._steps % self._every == 0:
             self.records.append((self._steps, self.record()))
+
+    def to_frame(self) -> pd.DataFrame:
+        """`records` as a table with the columns step, group, statistic, percentile and value: a row a value, and
+        `percentile` NaN for shares and norms. For `to_csv`, `to_parquet`, or a plot.
+        """
+        return frame(self.records)
 
     @torch.no_grad()
     def record(self) -> dict[str, float]:
@@ -157,25 +169,19 @@ class AdamProbe:
             yield f"{named.name}: its gradients are gone, so flips are left out; record before zero_grad"
 
     def _statistics(self, named: Named, moments: list[Moments]) -> Iterator[tuple[str, Tensor]]:
-        device = moments[0].first.device
         settings = self._settings(named, moments)
-        update = update_of(self._optimizer, named.settings, moments, device)
-        measured = self._sampled(named.name, moments, update, settings)
-        for statistic in ("m_hat", "sqrt_v_hat", "r"):
-            values = getattr(measured, statistic)
-            found = percentiles(values, self._percentiles)
-            for rank, value in zip(self._percentiles, found, strict=True):
+        update = update_of(self._optimizer, named.settings, moments, moments[0].first.device)
+        if self._exact and sum(each.numel for each in moments) > self._limit:
+            found = exact_summary(moments, update, settings, self._percentiles)
+        else:
+            found = summary(self._sampled(named.name, moments, update, settings), self._percentiles)
+        for statistic, values in found.percentiles.items():
+            for rank, value in zip(self._percentiles, values, strict=True):
                 yield f"{statistic}/p{rank:g}", value
             if statistic == "r":
-                for rank, value in zip(self._percentiles, found, strict=True):
+                for rank, value in zip(self._percentiles, values, strict=True):
                     yield f"lr_r/p{rank:g}", settings.lr * value
-        found = percentiles(measured.update_to_weight, self._percentiles)
-        for rank, value in zip(self._percentiles, found, strict=True):
-            yield f"update_to_weight/p{rank:g}", value
-        for statistic in ("below_eps", "never_updated", "nonfinite"):
-            yield statistic, getattr(measured, statistic).float().mean()
-        if measured.known is not None and measured.flipped is not None:
-            yield "flips", measured.flipped.sum() / measured.known.sum()
+        yield from found.shares.items()
 
     def _settings(self, named: Named, moments: list[Moments]) -> Settings:
         group = named.settings
@@ -186,7 +192,7 @@ class AdamProbe:
             beta1=float(group["betas"][0]),
             decay=coupled_decay(self._optimizer, group),
             maximize=bool(group.get("maximize")),
-            rounding=max(torch.finfo(each.first.dtype).eps for each in moments),
+            rounding=max(torch.finfo(dtype).eps for dtype in (torch.float32, *(each.first.dtype for each in moments))),
         )
 
     def _sampled(self, name: str, moments: list[Moments], update: Update, settings: Settings) -> Elements:

@@ -46,10 +46,18 @@ class Picks:
         if tensor is None:
             count = len(rows) if rows is not None else int((self.owner == place).sum())
             return torch.full((count,), math.nan, device=self.owner.device)
+        if rows is None:
+            return values_of(tensor, 0, tensor.numel())
         if tensor.is_sparse:
             return _of_sparse(tensor, rows)
-        flat = tensor.reshape(-1)
-        return (flat if rows is None else flat.index_select(0, rows)).float()
+        return tensor.reshape(-1).index_select(0, rows).float()
+
+
+def values_of(tensor: Tensor, start: int, stop: int) -> Tensor:
+    """Elements from `start` to `stop` of the flattened tensor, float32; NaN for those that a sparse one leaves out."""
+    if tensor.is_sparse:
+        return _of_sparse(tensor, torch.arange(start, stop, device=tensor.device))
+    return tensor.reshape(-1)[start:stop].float()
 
 
 def pick(sizes: Sequence[int], limit: int, device: torch.device) -> Picks:
@@ -69,13 +77,11 @@ def pick(sizes: Sequence[int], limit: int, device: torch.device) -> Picks:
     return Picks(tuple(place for place, _ in kept), tuple(own.to(device) for _, own in kept), owner.to(device))
 
 
-def _of_sparse(tensor: Tensor, rows: Tensor | None) -> Tensor:
+def _of_sparse(tensor: Tensor, rows: Tensor) -> Tensor:
     """Elements of a sparse tensor; NaN for those that it leaves out."""
     tensor = tensor.coalesce()
     values = tensor.values()
     width = math.prod(values.shape[1:])
-    if rows is None:
-        rows = torch.arange(tensor.numel(), device=values.device)
     if values.numel() == 0:
         return torch.full((len(rows),), math.nan, device=values.device)
     stored = torch.zeros_like(tensor.indices()[0])

@@ -16,8 +16,8 @@ from optuna.storages.journal import JournalFileBackend
 from adamtune.rundir import mend_tail
 
 LINES, SECONDS = 1_000, 0.5
-"""Lines are written once so many wait, or the last writing is so long ago: a dashboard is hardly behind, and a process
-that is killed loses as much at most. `flush` writes them at once."""
+"""`settle` writes once so many lines wait, or the last writing is so long ago: a dashboard is hardly behind, and a
+process that is killed loses as much at most."""
 
 
 class BufferedJournal(JournalFileBackend):
@@ -44,8 +44,11 @@ class BufferedJournal(JournalFileBackend):
         return iter(self._tail[log_number_from - self._start :])
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Take lines, and write all that wait where it is time to."""
+        """Take lines. They wait for `settle` or `flush`, so that no kill parts the lines of one trial's beginning."""
         self._tail += logs
+
+    def settle(self) -> None:
+        """Nothing is half told now: write what waits, where it is time to."""
         waiting = self._start + len(self._tail) - self._written
         if waiting >= LINES or time.monotonic() - self._last > SECONDS:
             self.flush()

@@ -39,6 +39,10 @@ class JournalFile(JournalStorage):
         self._file = BufferedJournal(str(path))
         super().__init__(self._file)
 
+    def settle(self) -> None:
+        """See `BufferedJournal.settle`."""
+        self._file.settle()
+
     def close(self) -> None:
         """Leave the file complete; the storage can be used on."""
         self._file.flush()
@@ -142,6 +146,7 @@ class KnobStudy:
     ) -> None:
         """Create the study `name`, or go through it again where it exists. `keep`: see `RungPruner`."""
         self._knobs = {knob.name: knob for knob in knobs}
+        self._settle = storage.settle if isinstance(storage, JournalFile) else _nothing
         self._study = optuna.create_study(
             storage=storage,
             study_name=name,
@@ -185,6 +190,7 @@ class KnobStudy:
                 if _parameter(knob) in params
             }
             asked.append(Asked(number, values, seed))
+        self._settle()
         return asked
 
     def _new(self, values: Mapping[str, Value] | None, attrs: Mapping[str, Any]) -> optuna.Trial:
@@ -218,6 +224,7 @@ class KnobStudy:
             running.trial.report(value, step)
         running.last = step
         self._pruner.report(step, running.point, value)
+        self._settle()
 
     def should_prune(self, asked: Asked) -> bool:
         """Whether to stop a trial at the rung it has just reported; ask once all have reported it."""
@@ -236,6 +243,7 @@ class KnobStudy:
         else:
             # Optuna knows no divergence. PRUNED makes samplers hold the point for bad; FAIL would make them forget it.
             self._study.tell(trial, state=TrialState.FAIL if result.outcome is Outcome.FAILED else TrialState.PRUNED)
+        self._settle()
 
     def _distributions(self, values: Mapping[str, Value] | None) -> dict[str, BaseDistribution]:
         """Wide enough for what is asked: an incumbent may lie outside the range that is searched."""
@@ -252,6 +260,10 @@ class KnobStudy:
             log = knob.scale is not Scale.LINEAR
             distributions[knob.parameter] = FloatDistribution(min(ends), max(ends), log=log)
         return distributions
+
+
+def _nothing() -> None:
+    """Other storages write at once."""
 
 
 def _parameter(knob: Knob | Choice) -> str:
