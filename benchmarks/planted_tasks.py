@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adamtune.recipe import Recipe
+from adamtune.recipe import GroupRule, Match, Recipe
 from adamtune.task import Batch, Task
 from adamtune.tasks import chars, digits
 from benchmarks.planted import Training
@@ -93,10 +93,20 @@ def tuned(lr: float) -> Recipe:
     return Recipe.default().with_knob("lr", lr)
 
 
+def by_kind(lr: float, embedding: float = 1.0, head: float = 1.0) -> Recipe:
+    """The default recipe at a tuned lr, with groups of their own for embeddings and heads, at these multiples of lr."""
+    own = (
+        GroupRule(name="embedding", match=Match(kind=("embedding",)), lr_mult=embedding),
+        GroupRule(name="head", match=Match(kind=("head",)), lr_mult=head),
+    )
+    recipe = tuned(lr)
+    return recipe.model_copy(update={"groups": (*recipe.groups, *own)})
+
+
 HEALTHY = (
-    Training("digits", tuned(1e-2), 200),
-    Training("digits-cnn", tuned(1e-2), 120),
-    Training("chars, two layers", tuned(3e-3), 150),
+    Training("digits", by_kind(1e-2), 200),
+    Training("digits-cnn", by_kind(1e-2), 120),
+    Training("chars, two layers", by_kind(3e-3), 100),
 )
 """The lr of each is the best of 3e-4, 1e-3, 3e-3, 1e-2, 2e-2, 3e-2 on two seeds (for chars, of the default task),
-or within noise of it."""
+or within noise of it. Groups by kind train the same, and show the rules more."""

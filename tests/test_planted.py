@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from statistics import fmean
+
 import pytest
 
 from adamtune.diagnose import RULES
 from benchmarks import planted
-from benchmarks.planted import FIRST, FRESH, Plant, Training
+from benchmarks.planted import FIRST, FRESH, HEALTHY_SEEDS, Plant, Training
 from benchmarks.planted_tasks import HEALTHY
 
 
@@ -31,4 +33,12 @@ def test_every_rule_that_warns_is_planted_on_two_tasks() -> None:
     tasks = {
         rule.name: {plant.training.task for plant in planted.plants() if plant.rule == rule.name} for rule in RULES
     }
-    assert {name for name, own in tasks.items() if len(own) < 2} <= {"oscillation"}  # a note only
+    assert {name for name, own in tasks.items() if len(own) < 2} <= {"oscillation", "sgd-handover"}  # notes only
+
+
+def test_readiness_for_sgd_is_told_where_training_comes_to_rest_and_not_where_it_goes_on() -> None:
+    shares = {}
+    for training in HEALTHY:
+        notes = [found for seed in HEALTHY_SEEDS for found in planted.diagnosed(training, seed)]
+        shares[training.task] = fmean(note.evidence["ready"] for note in notes if note.rule == "sgd-handover")
+    assert min(shares["digits"], shares["digits-cnn"]) > 0.5 > shares["chars, two layers"]

@@ -15,7 +15,7 @@ from adamtune.diagnose.rules.eps_size import largest_r
 from adamtune.diagnose.rules.frozen_group import r_of_noise
 from adamtune.diagnose.rules.oscillation import flips_of_noise
 from adamtune.probe import AdamProbe
-from adamtune.recipe import GroupRule, Match, Recipe
+from adamtune.recipe import GroupRule, Kind, Match, Recipe
 
 
 def stepped(gradients: list[Tensor], betas: tuple[float, float] = (0.9, 0.999), lr: float = 1e-3) -> AdamProbe:
@@ -104,4 +104,29 @@ def test_a_frozen_group_with_a_rule_of_its_own_gets_its_lr_mult_back() -> None:
     found = findings(Observed(records=probe.records, recipe=recipe))
     assert [(finding.rule, finding.group, dict(finding.remedy)) for finding in found] == [
         ("frozen-group", "slow", {"groups.slow.lr_mult": 0.1})  # at most a hundred times
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "severity", "remedy"),
+    [("head", Severity.WARNING, {"groups.slow.lr_mult": 0.2}), ("rest", Severity.NOTE, {})],
+)
+def test_a_layer_that_lags_is_warned_of_only_where_a_larger_lr_was_measured_to_help(
+    kind: Kind, severity: Severity, remedy: dict[str, float]
+) -> None:
+    record = {
+        "slow/r/p50": 0.5,
+        "slow/update_to_weight/p50": 2e-3,
+        "default/r/p50": 0.1,
+        "default/update_to_weight/p50": 2e-2,
+    }
+    found = findings(
+        Observed(
+            records=[(step, record) for step in (25, 50, 75, 100)],
+            recipe=Recipe(groups=(GroupRule(name="slow", match=Match(params=("slow*",)), lr_mult=0.02),)),
+            kinds={"slow": (kind, "bias"), "default": ("rest",)},
+        )
+    )
+    assert [(finding.rule, finding.group, finding.severity, dict(finding.remedy)) for finding in found] == [
+        ("layer-imbalance", "slow", severity, remedy)
     ]

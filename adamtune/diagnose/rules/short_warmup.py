@@ -33,7 +33,7 @@ ENOUGH = 0.1
 best or within noise of it. Where warmup is as long already, lr is too large."""
 
 LESS = 0.3
-"""What lr is then multiplied by."""
+"""What lr is then multiplied by: a CNN on digits with 10% warmup at ten times the best lr came from 0.33 to 0.10."""
 
 
 def _find(observed: Observed) -> Iterator[Finding]:
