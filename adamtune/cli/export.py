@@ -21,6 +21,9 @@ def export(
     total_steps: Annotated[
         int | None, typer.Option(min=1, help="Optimizer steps of your run; else those the recipe was tuned for.")
     ] = None,
+    steps_per_epoch: Annotated[
+        int | None, typer.Option(min=1, help="Optimizer steps of one of your epochs, for formats that count in them.")
+    ] = None,
     consumer_version: Annotated[
         int | None, typer.Option(help="Major version of the consumer to write for, where formats differ.")
     ] = None,
@@ -37,7 +40,7 @@ def export(
     recipe = recipe_of(source)
     horizon = recipe.provenance.get("horizon")
     steps = total_steps or (horizon if isinstance(horizon, int) and horizon > 0 else None)
-    export = export_recipe(recipe, format, Context(steps, consumer_version))
+    export = export_recipe(recipe, format, Context(steps, consumer_version, steps_per_epoch))
     for unsaid in export.unsaid:
         typer.echo(f"{format} cannot say {unsaid}", err=True)
     if to is None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adamtune.errors import ExportError
-from adamtune.export import python_module, recipe_yaml
+from adamtune.export import axolotl, hydra, megatron, nanogpt, python_module, recipe_yaml, timm, torchtune
 from adamtune.export.format import Context, Format, Settings, Unsaid
 from adamtune.export.text import text_of
 from adamtune.recipe import Recipe, load_recipe
@@ -15,7 +15,10 @@ from adamtune.yaml_text import nearest
 
 __all__ = ["FORMATS", "Context", "Export", "Format", "Settings", "Unsaid", "export_recipe", "recipe_of", "write_export"]
 
-FORMATS: dict[str, Format] = {format.name: format for format in (python_module.FORMAT, recipe_yaml.FORMAT)}
+FORMATS: dict[str, Format] = {
+    module.FORMAT.name: module.FORMAT
+    for module in (python_module, recipe_yaml, timm, torchtune, axolotl, hydra, megatron, nanogpt)
+}
 
 
 @dataclass(frozen=True)
