@@ -110,7 +110,7 @@ def _unsaid(recipe: Recipe, context: Context) -> Iterator[Unsaid]:
 
 def _unsaid_groups(recipe: Recipe) -> Iterator[Unsaid]:
     embedding, named = _embedding_rule(recipe), _named_rules(recipe)
-    no_decay = unsayable.no_decay_rule(recipe)
+    no_decay = unsayable.no_decay_rules(recipe)
     for unsaid in unsayable.groups(recipe, no_decay, "axolotl knows lr groups only; here all weights are alike"):
         _, group, *key = unsaid.knob.split(".")
         if key != ["lr_mult"]:

@@ -94,6 +94,6 @@ FORMAT = Format(
     "hydra.utils.instantiate",
     "yaml",
     _settings,
-    how="instantiate(cfg.optimizer)(model.parameters()), instantiate(cfg.scheduler)(optimizer); step both every update.",
+    how="instantiate(cfg.optimizer)(model.parameters()), instantiate(cfg.scheduler)(optimizer), stepped together.",
     companion=_companion,
 )

@@ -46,7 +46,7 @@ def _unsaid(recipe: Recipe, warmup: int, total: int) -> Iterator[Unsaid]:
         why = "--optimizer adam is AdamW; set OptimizerConfig.decoupled_weight_decay to False in your script"
         yield Unsaid("optimizer", why)
     why = "Megatron-LM gives all weights one lr, betas, eps and weight decay"
-    yield from unsayable.groups(recipe, unsayable.no_decay_rule(recipe), why)
+    yield from unsayable.groups(recipe, unsayable.no_decay_rules(recipe), why)
     yield from unsayable.own_exemption(recipe, "Megatron-LM", "biases and one-dimensional parameters")
     if recipe.schedule.kind == "step":
         yield from unsayable.curve(recipe.schedule, "lr decays by cosine to --min-lr")

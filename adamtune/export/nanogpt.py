@@ -48,7 +48,7 @@ def _unsaid(recipe: Recipe, warmup: int) -> Iterator[Unsaid]:
     if recipe.optimizer != "sgd" and recipe.eps != _TORCH_EPS:
         yield Unsaid("eps", f"nanoGPT leaves it at torch's {_TORCH_EPS:g}")
     why = "nanoGPT sets one lr, betas and weight decay for all weights"
-    yield from unsayable.groups(recipe, unsayable.no_decay_rule(recipe), why)
+    yield from unsayable.groups(recipe, unsayable.no_decay_rules(recipe), why)
     yield from unsayable.own_exemption(recipe, "nanoGPT", "parameters of fewer than two dimensions")
     if recipe.schedule.kind in ("linear", "step"):
         yield from unsayable.curve(recipe.schedule, "lr decays by cosine to min_lr")

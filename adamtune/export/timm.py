@@ -70,7 +70,7 @@ def _whole_epochs(steps: int, each: int) -> int:
 
 def _unsaid(recipe: Recipe, context: Context) -> Iterator[Unsaid]:
     why = "timm gives all weights one lr, betas, eps and weight decay (layer_decay aside)"
-    yield from unsayable.groups(recipe, unsayable.no_decay_rule(recipe), why)
+    yield from unsayable.groups(recipe, unsayable.no_decay_rules(recipe), why)
     yield from unsayable.own_exemption(recipe, "timm", "biases, vectors and what model.no_weight_decay() names")
     yield from unsayable.floor_of_steps(recipe.schedule)
     yield from _unsaid_lengths(recipe, context)

@@ -8,17 +8,15 @@ from adamtune.export.format import Unsaid
 from adamtune.recipe import GroupRule, Recipe, Schedule
 
 
-def no_decay_rule(recipe: Recipe) -> GroupRule | None:
-    """The rule that takes weight decay, and nothing else, from exactly biases and norms; None without one.
+def no_decay_rules(recipe: Recipe) -> tuple[GroupRule, ...]:
+    """The rules that take weight decay from biases and norms, all of them and nothing else; none if some keep it.
 
     Many consumers exempt these parameters by themselves.
     """
-    return next((rule for rule in recipe.groups if _is_no_decay(recipe, rule)), None)
-
-
-def _is_no_decay(recipe: Recipe, rule: GroupRule) -> bool:
-    exactly = set(rule.match.kind or ()) == {"bias", "norm"} and rule.match.params is None
-    return exactly and set(own_settings(recipe, rule)) <= {"weight_decay"} and rule.weight_decay == 0.0
+    taking = [rule for rule in recipe.groups if rule.weight_decay == 0.0 and not rule.match.params]
+    taking = [rule for rule in taking if set(rule.match.kind or ()) <= {"bias", "norm"}]
+    covered = {kind for rule in taking for kind in rule.match.kind or ()}
+    return tuple(taking) if covered == {"bias", "norm"} else ()
 
 
 def own_settings(recipe: Recipe, rule: GroupRule) -> list[str]:
@@ -31,19 +29,23 @@ def own_settings(recipe: Recipe, rule: GroupRule) -> list[str]:
     return [key for key in differing if recipe.optimizer != "sgd" or key in ("lr_mult", "weight_decay")]
 
 
-def groups(recipe: Recipe, said: GroupRule | None, why: str) -> Iterator[Unsaid]:
-    """Every setting of every rule but `said`; `why` says what all parameters get instead."""
+def groups(recipe: Recipe, exempt: tuple[GroupRule, ...], why: str) -> Iterator[Unsaid]:
+    """Every setting of every rule, but the weight decay of the rules in `exempt`, which the consumer takes by itself.
+
+    `why` says what all parameters get instead.
+    """
     for at, rule in enumerate(recipe.groups):
         own = own_settings(recipe, rule)
-        if rule is not said:
-            yield from (Unsaid(f"groups.{rule.name}.{key}", why) for key in own)
-            if not own and any(own_settings(recipe, later) for later in recipe.groups[at + 1 :]):
-                yield Unsaid(f"groups.{rule.name}", "keeps its parameters from the rules after it; nothing does there")
+        for key in own:
+            if key != "weight_decay" or rule not in exempt:
+                yield Unsaid(f"groups.{rule.name}.{key}", why)
+        if not own and any(own_settings(recipe, later) for later in recipe.groups[at + 1 :]):
+            yield Unsaid(f"groups.{rule.name}", "keeps its parameters from the rules after it; nothing does there")
 
 
 def own_exemption(recipe: Recipe, consumer: str, exempt: str) -> Iterator[Unsaid]:
     """For a consumer that takes weight decay from biases and norms by itself, where the recipe does not ask for it."""
-    if decays(recipe) and no_decay_rule(recipe) is None:
+    if decays(recipe) and not no_decay_rules(recipe):
         yield Unsaid("weight_decay", f"{consumer} takes it from {exempt} by itself, the recipe does not")
 
 
