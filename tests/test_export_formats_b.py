@@ -119,6 +119,24 @@ def test_decay_of_biases_is_unsaid_where_the_consumer_exempts_them_by_itself(nam
     assert "weight_decay" not in knobs_unsaid(settings_of(name, Recipe(weight_decay=0.0)))
 
 
+@pytest.mark.parametrize("name", ["timm", "axolotl", "megatron", "nanogpt"])
+def test_decay_taken_from_biases_and_norms_by_two_rules_is_said_too(name: str) -> None:
+    rules = [GroupRule(name=kind, match=Match(kind=(kind,)), weight_decay=0.0) for kind in ("bias", "norm")]
+    assert not knobs_unsaid(settings_of(name, Recipe(groups=tuple(rules)))) & {
+        "weight_decay",
+        "groups.bias.weight_decay",
+        "groups.norm.weight_decay",
+    }
+    assert knobs_unsaid(settings_of(name, Recipe(groups=tuple(rules[:1])))) >= {
+        "weight_decay",
+        "groups.bias.weight_decay",
+    }
+    slower = NO_DECAY.model_copy(update={"lr_mult": 0.5})
+    unsaid = knobs_unsaid(settings_of(name, Recipe(groups=(slower,))))
+    assert "groups.no_decay.lr_mult" in unsaid
+    assert not unsaid & {"weight_decay", "groups.no_decay.weight_decay"}
+
+
 # Argument names with their types, from the consumers' own sources:
 #   timm: pytorch-image-models train.py (1.0), argparse destinations; torchtune: recipes/full_finetune_single_device.py
 #   (0.6.1); axolotl: utils/schemas/training.py and config.py (0.19.0); Megatron-LM: megatron/training/arguments.py;

@@ -62,9 +62,7 @@ def _node(target: str, **arguments: Any) -> dict[str, Any]:
 
 
 def _unsaid(recipe: Recipe, context: Context) -> Iterator[Unsaid]:
-    yield from unsayable.groups(
-        recipe, None, "one optimizer node gives all weights one lr, betas, eps and weight decay"
-    )
+    yield from unsayable.groups(recipe, (), "one optimizer node gives all weights one lr, betas, eps and weight decay")
     if recipe.schedule.kind == "step":
         if recipe.schedule.warmup and warmup_steps(recipe.schedule, context.needs_total_steps("hydra", "warmup")):
             yield Unsaid("warmup", "torch's MultiStepLR has none; lr starts at its peak")

@@ -46,7 +46,7 @@ def _warmup(recipe: Recipe, context: Context) -> int:
 
 def _unsaid(recipe: Recipe, warmup: int) -> Iterator[Unsaid]:
     why = "torchtune's recipes give all weights one lr, betas, eps and weight decay"
-    yield from unsayable.groups(recipe, None, why)
+    yield from unsayable.groups(recipe, (), why)
     if recipe.schedule.kind == "constant":
         if warmup:
             yield Unsaid("warmup", "torchtune's one scheduler is cosine; lr starts at its peak")
