@@ -88,10 +88,11 @@ SCHEDULES = [
     Schedule(kind="step", warmup=WarmupSteps(steps=10)),
     Schedule(kind="cosine", floor=1.0),
 ]
+WHOLE_EPOCHS = Schedule(warmup=WarmupSteps(steps=20))
 OPTIMIZERS = [
-    Recipe(lr=3e-3, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.3),
-    Recipe(optimizer="adam", lr=3e-3, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.3),
-    Recipe(optimizer="sgd", lr=0.1, momentum=0.8, weight_decay=0.3),
+    Recipe(lr=3e-3, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.3, schedule=WHOLE_EPOCHS),
+    Recipe(optimizer="adam", lr=3e-3, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.3, schedule=WHOLE_EPOCHS),
+    Recipe(optimizer="sgd", lr=0.1, momentum=0.8, weight_decay=0.3, schedule=WHOLE_EPOCHS),
 ]
 RECIPES = [
     *(OPTIMIZERS[0].model_copy(update={"schedule": schedule}) for schedule in SCHEDULES),
@@ -199,6 +200,21 @@ def test_timm_builds_our_optimizer_and_schedule(recipe: Recipe, shells: Callable
     scheduler, epochs = scheduler_factory.create_scheduler(args, optimizer, updates_per_epoch=10)
     assert (epochs, scheduler.t_in_epochs) == (TOTAL // 10, False)
     assert_alike(recipe, model, optimizer, scheduler.step_update)
+
+
+def test_timm_runs_with_the_companion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shells: Callable[..., None]
+) -> None:
+    shells("timm", "timm", "timm.models")
+    create_scheduler = importlib.import_module("timm.scheduler").create_scheduler
+    recipe = GROUPED.with_knob("warmup", {"steps": 10})
+    companion_file(recipe, "timm", tmp_path, monkeypatch, "recipe_for_timm")
+    module = importlib.import_module("recipe_for_timm")
+    args = Namespace(**TRAIN_PY | yaml.safe_load(export_recipe(recipe, "timm", CONTEXT).text))
+    model = LM()
+    optimizer = module.optimizer_for(model)
+    _, num_epochs = create_scheduler(args, optimizer, updates_per_epoch=10)
+    assert_alike(recipe, model, optimizer, module.Updates(optimizer, num_epochs * 10).step_update)
 
 
 @every_recipe

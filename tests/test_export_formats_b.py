@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import ast
+import bisect
 import itertools
 import math
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -15,6 +17,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from test_export import PATTERNS, Net, trained
 
+from adamtune.cli.app import run
 from adamtune.errors import ExportError, RecipeError
 from adamtune.export import FORMATS, Context, Settings, export_recipe
 from adamtune.recipe import GroupRule, Match, Recipe, Schedule, Switch, WarmupSteps
@@ -244,6 +247,34 @@ def megatron_lr(it: int, arguments: dict[str, Any], batch: int = 8) -> float:
     return float(low + kept * (peak - low))
 
 
+# timm's _get_lr, from timm/scheduler/{cosine,poly,multistep,step}_lr.py (1.0), re-expressed for one cycle.
+def timm_lr(t: int, args: dict[str, Any], each: int) -> float:
+    peak, warmup = args["lr"], args["warmup_epochs"] * each
+    if t < warmup:
+        return float(args["warmup_lr"] + t * (peak - args["warmup_lr"]) / warmup)
+    if args["sched"] == "step":
+        return float(peak)
+    if args["sched"] == "multistep":
+        passed = bisect.bisect_right([milestone * each for milestone in args["decay_milestones"]], t + 1)
+        return float(peak * args["decay_rate"] ** passed)
+    done = (t - warmup if args["warmup_prefix"] else t) / (args["epochs"] * each)
+    kept = (1 - done) ** args["decay_rate"] if args["sched"] == "poly" else 0.5 * (1 + math.cos(math.pi * done))
+    return float(args["min_lr"] + (peak - args["min_lr"]) * kept)
+
+
+@settings(max_examples=60)
+@given(schedules(), st.integers(1, 9), st.integers(1, 40))
+@example(Schedule(kind="step", warmup=0.0, milestones=(0.1, 0.33, 0.7)), 10, 10)
+def test_timm_lr_is_ours_step_for_step_over_whole_epochs(schedule: Schedule, epochs: int, each: int) -> None:
+    recipe, total = Recipe(lr=0.3, schedule=schedule), epochs * each
+    told = settings_of("timm", recipe, Context(total, steps_per_epoch=each))
+    args = dict(told.values)
+    off = knobs_unsaid(told) & {"warmup", "schedule", "floor"}
+    assert ("warmup" in off) == (warmup_steps(schedule, total) % each != 0)
+    for t in range(0 if off else total):
+        assert timm_lr(t, args, each) / recipe.lr == pytest.approx(multiplier(schedule, t, total), abs=1e-9)
+
+
 @settings(max_examples=60)
 @given(schedules(), st.integers(1, 300))
 @example(Schedule(kind="constant", warmup=0.0), 10)
@@ -439,3 +470,19 @@ def test_a_companion_imports_torch_the_standard_library_and_its_consumer_only(re
     roots = {(node.module or "").split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     roots |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     assert roots <= {"torch", *sys.stdlib_module_names, *({name} if name in ("axolotl", "megatron") else set())}
+
+
+def test_the_command_writes_a_file_and_its_companion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(GROUPED.to_yaml())
+    for name in NAMES:
+        command = ["export", "recipe.yaml", "--format", name, "--to", f"for_{name}.txt", "--companion"]
+        assert run([*command, "--total-steps", "120"]) == 0
+        told = capsys.readouterr()
+        assert f"{name} cannot say groups.head.lr_mult: " in told.err
+        assert told.out == f"wrote for_{name}.txt\nwrote for_{name}_optimizer.py\n"
+        compile((tmp_path / f"for_{name}_optimizer.py").read_text(), name, "exec")
+    assert run(["export", "recipe.yaml", "--format", "timm", "--total-steps", "120", "--steps-per-epoch", "12"]) == 0
+    assert "epochs: 9\nwarmup_epochs: 1\n" in capsys.readouterr().out

@@ -98,9 +98,9 @@ def _unsaid_lengths(recipe: Recipe, context: Context) -> Iterator[Unsaid]:
 def _companion(recipe: Recipe, context: Context) -> str:
     usage = """In timm's train.py:
 
-    optimizer = optimizer_for(model)                                  # for: create_optimizer_v2(...)
-    lr_scheduler = Updates(optimizer, args.epochs * updates_per_epoch)  # for: create_scheduler_v2(...), with
-    num_epochs = args.epochs"""
+    optimizer = optimizer_for(model)                # for: optimizer = create_optimizer_v2(...)
+    _, num_epochs = create_scheduler_v2(...)        # as it is, for the number of epochs; then
+    lr_scheduler = Updates(optimizer, num_epochs * updates_per_epoch)"""
     glue = '''class Updates:
     """What train.py asks of a scheduler: step_update(n) once n updates are made; nothing at the end of an epoch."""
 
@@ -124,6 +124,7 @@ FORMAT = Format(
     "timm's train.py",
     "yaml",
     _settings,
-    how="python train.py --config FILE; it exempts biases, vectors and the model's no_weight_decay() from decay.",
+    how="python train.py --config FILE; with warmup_prefix its epochs come after warmup_epochs. It exempts biases and "
+    "vectors, and what the model's no_weight_decay() names, from decay.",
     companion=_companion,
 )
