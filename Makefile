@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: test test-all lint sweep bench bench-lr bench-range bench-search bench-throughput clean
+.PHONY: test test-all test-consumers lint sweep bench bench-lr bench-range bench-search bench-throughput clean
 
 test: lint
 	$(BIN)/python -m pytest
 
 test-all: lint
 	$(BIN)/python -m pytest -m "" --durations=10
+
+test-consumers: .venv .venv/consumers
+	$(BIN)/python -m pytest -m consumers
 
 lint: .venv
 	$(BIN)/ruff check .
@@ -40,6 +43,11 @@ bench-throughput: .venv .venv/peers
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m pip uninstall --quiet --yes torchvision
 	@touch .venv/peers
+
+.venv/consumers: .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[consumers,dev,examples]'
+	$(BIN)/python -m pip uninstall --quiet --yes torchvision
+	@touch .venv/consumers
 
 .venv: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

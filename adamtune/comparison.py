@@ -67,7 +67,7 @@ class Comparison:
 
 
 def compare(a: Path, b: Path) -> Comparison:
-    """Compare two finished runs, two recipe files, or one of each.
+    """Compare two finished runs, two recipes (files, or names of shipped ones), or one of each.
 
     Raises `RunDirError` for a folder that is no finished run, `RecipeError` for a file that is no recipe.
     """

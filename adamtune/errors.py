@@ -75,8 +75,16 @@ class RunDirError(InputError):
     """The run directory cannot be used."""
 
 
+class CheckpointError(InputError):
+    """A saved optimizer state cannot be read, or not safely, or has nothing to measure."""
+
+
 class ExportError(InputError):
     """The recipe cannot be written where or how it was asked."""
+
+
+class ProbeError(InputError):
+    """The optimizer cannot be probed, or not in the way it was asked."""
 
 
 class TaskError(AdamtuneError):

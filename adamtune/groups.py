@@ -131,7 +131,7 @@ def param_groups(recipe: Recipe, model: nn.Module) -> list[ParamGroup]:
     """The param groups `recipe` makes of `model`: one a rule that matches anything, in rule order, then `default`.
 
     Raises `RecipeError` when the model has no trainable parameter or an uninitialised one, or when a rule with `params`
-    patterns matches none (a rule by kind alone may: not every model has embeddings).
+    patterns matches none, or only what rules before it take (a rule by kind alone may: not every model has embeddings).
     """
     kind_of = kinds(model)
     if not kind_of:
@@ -144,7 +144,7 @@ def param_groups(recipe: Recipe, model: nn.Module) -> list[ParamGroup]:
     members[DEFAULT] = []
     for name, param in trainable(model):
         members[group_of(recipe, name, kind_of[name])].append((name, param))
-    _refuse_idle(recipe.groups, kind_of)
+    _refuse_idle(recipe, kind_of)
     rules = {rule.name: rule for rule in recipe.groups}
     sparse = {id(module.weight) for module in model.modules() if isinstance(module, _EMBEDDINGS) and module.sparse}
     return [
@@ -168,16 +168,26 @@ def _takes(match: Match, name: str, kind: Kind) -> bool:
     )
 
 
-def _refuse_idle(rules: Sequence[GroupRule], kind_of: dict[str, Kind]) -> None:
-    problems = [
-        Problem(
-            f"$.groups.{rule.name}.match",
-            f"params {list(rule.match.params)}{' of kind ' + ' or '.join(rule.match.kind) if rule.match.kind else ''} "
-            f"match no parameter of the model, which has e.g. {', '.join(list(kind_of)[:4])}",
-        )
-        for rule in rules
-        if rule.match.params and not any(_takes(rule.match, name, kind) for name, kind in kind_of.items())
-    ]
+def _refuse_idle(recipe: Recipe, kind_of: dict[str, Kind]) -> None:
+    """A person who names parameters means to set something for them: say so where that comes to nothing."""
+    problems = []
+    for rule in recipe.groups:
+        if not rule.match.params:
+            continue
+        matched = [name for name, kind in kind_of.items() if _takes(rule.match, name, kind)]
+        takers = [group_of(recipe, name, kind_of[name]) for name in matched]
+        if not matched:
+            of_kind = f" of kind {' or '.join(rule.match.kind)}" if rule.match.kind else ""
+            some = ", ".join(list(kind_of)[:4])
+            what = f"params {list(rule.match.params)}{of_kind} match no parameter of the model, which has e.g. {some}"
+        elif rule.name not in takers:
+            what = (
+                f"matches nothing that is left: the first rule to match takes a parameter, and '{matched[0]}' matches "
+                f"'{takers[0]}' too, which comes before '{rule.name}'; put '{rule.name}' first, or drop one of them"
+            )
+        else:
+            continue
+        problems.append(Problem(f"$.groups.{rule.name}.match", what))
     if problems:
         raise RecipeError("recipe", problems)
 

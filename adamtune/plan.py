@@ -17,10 +17,14 @@ from adamtune.stages.context import BudgetSpent, StageAnswer, StageContext, Tria
 from adamtune.stages.costs import budget_steps
 from adamtune.trial import TrialResult
 
-_FULL_TRIALS_FOR: dict[StageName, int] = {"lr_range": 0, "lr": 0, "portfolio": 25, "beta1": 10, "eps": 25}
+_FULL_TRIALS_FOR: dict[StageName, int] = {
+    **{"lr_range": 0, "lr": 0, "beta1": 10, "eps": 25},
+    **{"findings": 25, "portfolio": 25},
+}
 _FULL_TRIALS_FOR_THE_REST = 40
 """How many full trials must be affordable before `auto` asks a stage: lr alone under ten, beta1 from ten, eps from 25,
-beta2 and all else with many more (Google's tuning playbook). A portfolio is no knob of its own; 25 can pay for it."""
+beta2 and all else with many more (Google's tuning playbook). Neither findings nor a portfolio are knobs; 25 can pay for
+them."""
 
 
 OTHER_SEEDS = 10

@@ -26,6 +26,7 @@ from pydantic import (
 
 from adamtune import yaml_text
 from adamtune.errors import Problem, RecipeError
+from adamtune.shipped import recipe_path
 
 if TYPE_CHECKING:
     from torch import nn
@@ -200,7 +201,7 @@ class Recipe(Frozen):
     @classmethod
     def from_yaml(cls, text: str, source: str = "recipe") -> Recipe:
         """Parse a recipe; raises `RecipeError` with every problem."""
-        return yaml_text.validate(cls, yaml_text.parse(text, source, RecipeError), source, RecipeError)
+        return _validated(yaml_text.parse(text, source, RecipeError), source)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data in the order people read it, without keys this optimizer or schedule ignores, left at default."""
@@ -313,9 +314,20 @@ class Recipe(Frozen):
 
 
 def load_recipe(path: str | Path) -> Recipe:
-    """Read a recipe from a YAML file; raises `RecipeError` with every problem in it."""
-    path = Path(path)
-    return yaml_text.validate(Recipe, yaml_text.read(path, RecipeError), str(path), RecipeError)
+    """Read a recipe from a YAML file, or the shipped one of that name.
+
+    Raises `RecipeError` with every problem in it.
+    """
+    path = recipe_path(path)
+    return _validated(yaml_text.read(path, RecipeError), str(path))
+
+
+def _validated(data: dict[str, Any], source: str) -> Recipe:
+    version = data.get("version")
+    if isinstance(version, int) and version > VERSION:  # its other keys may well be unknown here: no mistakes to tell
+        what = f"this adamtune reads recipes of version {VERSION}, not {version}; a newer one may read it"
+        raise RecipeError(source, [Problem("$.version", what)])
+    return yaml_text.validate(Recipe, data, source, RecipeError)
 
 
 def _drop_defaults(data: dict[str, Any], model: type[Frozen], keys: tuple[str, ...]) -> None:

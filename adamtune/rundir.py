@@ -27,6 +27,8 @@ RECIPE = "recipe.yaml"
 RESULT = "result.json"
 REPORT = "report.html"
 LOG = "log.txt"
+FINISHED = "finished.jsonl"
+"""Every trial that has ended, whole: what a sweep that was interrupted goes on from."""
 
 FINAL = "final"
 """The stage that the trials of the last comparison go by in the tables."""
@@ -42,17 +44,20 @@ class RunDir:
     def __init__(self, path: Path) -> None:
         """Name the directory `path`; nothing is touched yet."""
         self.path = path
+        self.resumed = False
+        """Once it is claimed: whether an earlier sitting has begun the run."""
 
     @contextmanager
     def claimed(self) -> Iterator[RunDir]:
-        """Create the directory and hold it for the time of a sweep.
+        """Create the directory and hold it for the time of a sweep, or take up again one that has not finished.
 
-        Raises `RunDirError` when another process holds it, or it already holds a run or anything else. The lock is the
+        Raises `RunDirError` when another process holds it, or it holds a finished run or anything else. The lock is the
         operating system's, so a killed process leaves none behind.
         """
         if self.path.exists() and not self.path.is_dir():
             raise RunDirError(f"the run directory {self.path} is a file; name a folder with --run-dir")
         there = {entry.name for entry in self.path.iterdir()} if self.path.exists() else set()
+        there = {name for name in there if name == _LOCK or not name.startswith(".")}  # leftovers of a killed process
         try:
             if not there:
                 self.path.mkdir(parents=True, exist_ok=True)
@@ -66,11 +71,12 @@ class RunDir:
         except OSError as problem:
             raise RunDirError(f"the run directory {self.path} cannot be made: {problem.strerror}") from problem
         try:
-            if there - {_LOCK}:
-                what = "a finished run" if RESULT in there else "an unfinished run" if SPEC in there else "other files"
+            if RESULT in there or (there - {_LOCK} and SPEC not in there):
+                what = "a finished run" if RESULT in there else "other files"
                 raise RunDirError(
                     f"the run directory {self.path} already holds {what}; name another with --run-dir, or delete it"
                 )
+            self.resumed = SPEC in there
             yield self
         finally:
             lock.release()
@@ -93,21 +99,23 @@ class RunDir:
             log.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {line}\n")
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str, mode: int | None = None) -> None:
     """Write a text file so that readers and crashes see the old one or the new one, never half of it.
 
+    Line ends are written as they stand in `text`. `mode` is the file's permission bits; None for those of a new file.
     Raises `AdamtuneError` naming the file when the disk is full or the folder cannot be written.
     """
     temporary = ""
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as out:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as out:
             out.write(text)
             out.flush()
             os.fsync(out.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes it private; a result is as readable as any other file
+        # mkstemp makes it private; a result is as readable as any other file
+        os.chmod(temporary, 0o666 & ~umask if mode is None else mode)
         os.replace(temporary, path)
     except OSError as problem:
         raise AdamtuneError(
@@ -116,6 +124,22 @@ def write_atomically(path: Path, text: str) -> None:
     finally:
         if temporary and os.path.exists(temporary):
             os.unlink(temporary)
+
+
+def mend_tail(path: Path) -> None:
+    """Drop a last line that was cut short, as a kill or a full disk leaves one in a file that grows line by line."""
+    with path.open("rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end > 0:
+            start = max(0, end - 65_536)
+            file.seek(start)
+            block = file.read(end - start)
+            newline = block.rfind(b"\n")
+            if newline >= 0:
+                end = start + newline + 1
+                break
+            end = start
+        file.truncate(end)
 
 
 def jsonable(value: Any) -> Any:
@@ -148,6 +172,11 @@ def read_result(run: Path) -> dict[str, Any]:
     except (OSError, ValueError) as problem:
         raise RunDirError(f"{path} cannot be read as a result: {problem}") from problem
     return data
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a sweep's run directory, finished or not."""
+    return any(os.path.exists(folder / name) for name in (RESULT, SPEC))
 
 
 def finished_runs(folder: Path) -> list[Path]:

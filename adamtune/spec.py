@@ -28,6 +28,7 @@ from adamtune.task import TaskReference
 StageName = Literal[
     "lr_range",
     "lr",
+    "findings",
     "portfolio",
     "beta1",
     "eps",
@@ -176,7 +177,7 @@ class Spec(Frozen):
     seeds: Annotated[Whole, Field(ge=1)] = 3
     """Seeds each candidate is tried on before the best is confirmed on others."""
     base: Recipe = Field(default_factory=Recipe.default)
-    """The recipe to start from and to compare with; a path in the YAML."""
+    """The recipe to start from and to compare with; in the YAML a path, or the name of a shipped one."""
     stages: Stages = None
     """None (`auto` in the YAML): as many as the budget allows."""
     space: Space = Space()
@@ -266,6 +267,6 @@ def resolve_spec(data: Mapping[str, Any], source: str, folder: Path) -> Spec:
 def _find(path: str, folder: Path) -> Path:
     beside = folder / path
     try:
-        return beside if beside.exists() else Path(path)
+        return beside if beside.is_file() else Path(path)
     except (OSError, ValueError) as problem:  # too long a name, or a NUL in it
         raise RecipeError(path[:60], [Problem("", f"no name a file can have: {problem}"[:120])]) from None

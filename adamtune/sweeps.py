@@ -9,7 +9,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,10 +19,12 @@ from typing import Any
 
 import torch
 
-from adamtune import rundir
-from adamtune.engines import Engine, make_engine, pick_device
+from adamtune import rundir, yaml_text
+from adamtune.diagnose import Told, counted
+from adamtune.diagnose.trials import observed
+from adamtune.engines import Engine, FinishedTrials, make_engine, pick_device
 from adamtune.engines.width import time_alone
-from adamtune.errors import Problem, SpecError
+from adamtune.errors import Problem, RunDirError, SpecError
 from adamtune.evidence import Interval, Verdict
 from adamtune.groups import ParamGroup, param_groups
 from adamtune.plan import (
@@ -41,9 +43,8 @@ from adamtune.recipe import Recipe
 from adamtune.report.html import report_html
 from adamtune.report.tables import curves_table, probe_table, trials_table
 from adamtune.rundir import RunDir
-from adamtune.search import open_storage, refuse_known_run
+from adamtune.search import close_storage, open_storage, refuse_known_run
 from adamtune.search.former_runs import learned_starts
-from adamtune.search.portfolio import Start
 from adamtune.spec import Spec, load_spec
 from adamtune.stages.context import Budget, Seeds, StageAnswer, StageContext, TrialRecord
 from adamtune.stages.costs import budget_steps
@@ -63,6 +64,8 @@ class SweepResult:
     """The recommended recipe, with its provenance."""
     conclusion: Conclusion
     answers: Mapping[str, StageAnswer]
+    findings: tuple[Told, ...]
+    """What the rules find in the recommended recipe's trials on the fresh seeds."""
     steps_used: int
     """Training steps of all trials, the last comparison included."""
     wall_seconds: float
@@ -85,6 +88,7 @@ class SweepResult:
                 for name, (before, after) in self.spec.base.diff(self.recipe).items()
             },
             "stages": [answer_dict(answer) for answer in self.answers.values()],
+            "findings": [told.to_dict() for told in self.findings],
             "recipe": self.recipe.to_dict(),
         }
 
@@ -141,11 +145,16 @@ def sweep(
     run_dir: str | Path | None = None,
     progress: Progress | None = None,
     learn_from: Sequence[str | Path] = (),
+    stop: Callable[[], bool] = lambda: False,
 ) -> SweepResult:
     """Tune what `spec` (or the YAML file of that path) says, leaving every file of the run in `run_dir`.
 
     Without a `run_dir` it is runs/NAME-N, the first N free. `progress` hears of everything as it happens.
     Recipes that did well in the runs below the folders `learn_from` are the first that the stage `portfolio` tries.
+
+    A `run_dir` that holds an unfinished run of the same spec is gone on with: trials that ended are not trained again,
+    and the result is that of a run without interruption (`engine: sequential`: to the bit). `stop` is asked after every
+    rung whether to interrupt the sweep there, by KeyboardInterrupt.
 
     Raises `InputError` before anything is written when the spec, its task, device or directory cannot be used;
     `TaskError` when the task fails in training; `NothingLearned` when there is nothing to recommend. Whatever ends it,
@@ -159,17 +168,38 @@ def sweep(
     plan = make_plan(spec, groups)
     told: list[str] = []
     learned = learned_starts([Path(folder) for folder in learn_from], run_dir, told.append)
-    if spec.storage is not None:
+    if spec.storage is not None and not (run_dir / rundir.SPEC).exists():
         refuse_known_run(open_storage(spec.storage, Path()), run_dir.name)
     with ExitStack() as held:
         run = held.enter_context(RunDir(run_dir).claimed())
         notes = _Notes(run, progress or Progress())
-        run.write(rundir.SPEC, f"# adamtune sweep {rundir.SPEC}\n{spec.to_yaml()}")
-        run.write_json(rundir.ENVIRONMENT, environment(device))
+        if run.resumed:
+            _same_spec(spec, run)
+        else:
+            run.write_json(rundir.ENVIRONMENT, environment(device))
+            run.write(rundir.SPEC, f"# adamtune sweep {rundir.SPEC}\n{spec.to_yaml()}")
+        finished = FinishedTrials(run.file(rundir.FINISHED))
+        if run.resumed:
+            told.append(f"resumed: {len(finished)} trials have ended before, in {finished.seconds_before:.0f} s")
         engine = held.enter_context(
             closing(make_engine(spec.engine, task, device, notes.on_steps, notes.on_note, spec.memory))
         )
-        context = _context(spec, engine, run, notes, groups, learned)
+        storage = open_storage(spec.storage, run.file(rundir.JOURNAL))
+        held.callback(close_storage, storage)
+        context = StageContext(
+            spec=spec,
+            engine=engine,
+            storage=storage,
+            budget=Budget(budget_steps(spec) - final_steps(spec)),
+            seeds=Seeds.of(spec, fresh_seeds(spec)),
+            on_trial=notes.on_trial,
+            name=run.path.name,
+            groups=groups,
+            learned=learned,
+            finished=finished,
+            stop=stop,
+        )
+        began -= finished.seconds_before
         if spec.budget.time is not None:
             context.budget.deadline = began + spec.budget.time
         notes.on_plan(plan, groups)
@@ -178,9 +208,13 @@ def sweep(
         with _last_words(run, notes, engine):
             recipe = run_plan(plan, context, notes)
             conclusion = conclude(context, recipe, notes)
+            last = context.measure(rundir.FINAL, recipe, context.seeds.fresh)  # known by now
+            found = counted([observed(trial, groups) for trial in last])
             recipe = recipe.model_copy(update={"provenance": _provenance(context, conclusion, run_dir)})
             seconds = time.monotonic() - began
-            result = SweepResult(spec, recipe, conclusion, context.answers, context.budget.spent, seconds, run_dir)
+            result = SweepResult(
+                spec, recipe, conclusion, context.answers, found, context.budget.spent, seconds, run_dir
+            )
             run.write(rundir.RECIPE, recipe.to_yaml())
             run.write_json(rundir.RESULT, result.to_dict())
             notes.write_tables()  # the report reads them
@@ -222,25 +256,20 @@ def _last_words(run: RunDir, notes: _Notes, engine: Engine) -> Iterator[None]:
         run.write_json(rundir.ENGINE, engine.facts())
 
 
-def _context(
-    spec: Spec,
-    engine: Engine,
-    run: RunDir,
-    notes: Progress,
-    groups: Sequence[ParamGroup],
-    learned: Sequence[Start],
-) -> StageContext:
-    return StageContext(
-        spec=spec,
-        engine=engine,
-        storage=open_storage(spec.storage, run.file(rundir.JOURNAL)),
-        budget=Budget(budget_steps(spec) - final_steps(spec)),
-        seeds=Seeds.of(spec, fresh_seeds(spec)),
-        on_trial=notes.on_trial,
-        name=run.path.name,
-        groups=groups,
-        learned=learned,
-    )
+def _same_spec(spec: Spec, run: RunDir) -> None:
+    """Raise `RunDirError` unless the run was begun with this spec; what only says how to train may differ."""
+    try:
+        begun = yaml_text.read(run.file(rundir.SPEC), SpecError)
+    except SpecError as problem:
+        raise RunDirError(f"{problem}; name another run directory with --run-dir, or delete this one") from problem
+    wanted = yaml_text.parse(spec.to_yaml(), rundir.SPEC, SpecError)
+    free = {"engine", "memory", "device"}
+    other = sorted(key for key in begun | wanted if key not in free and begun.get(key) != wanted.get(key))
+    if other:
+        raise RunDirError(
+            f"the run directory {run.path} holds an unfinished run of another spec (it differs in {', '.join(other)}); "
+            "name another with --run-dir, or delete it"
+        )
 
 
 def _check_objective(spec: Spec, task: Task) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,12 +21,12 @@ MAX_NODES = 100_000  # aliases can multiply a short text into gigabytes ("billio
 MAX_DEPTH = 40  # PyYAML's scanner takes time quadratic in the nesting
 
 # What PyYAML's constructors raise for a value that does not fit its tag (`!!float ''`), beside YAMLError.
-_MISFITS = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError)
+MISFITS = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError)
 
 M = TypeVar("M", bound=BaseModel)
 
 
-class _Loader(yaml.SafeLoader):
+class Loader(yaml.SafeLoader):
     """SafeLoader that reads `1e-8` as a float (as YAML 1.2 does) and refuses a key given twice."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
@@ -47,7 +48,7 @@ _FLOAT = (
     re.compile(r"^[-+]?(\d[\d_]*(\.[\d_]*)?|\.[\d_]+)[eE][-+]?\d+$"),
     list("-+.0123456789"),
 )
-_Loader.add_implicit_resolver(*_FLOAT)
+Loader.add_implicit_resolver(*_FLOAT)
 
 
 def _construct_float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
@@ -58,7 +59,7 @@ def _construct_float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
         return yaml.SafeLoader.construct_yaml_float(loader, node)
 
 
-_Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
+Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -85,27 +86,39 @@ def parse(text: str, source: str, error: type[DocumentError] = DocumentError) ->
     Raises `error` with the line of a syntax error, or when the text is too large or no mapping.
     """
 
+    with telling(text, source, error):
+        data = yaml.load(text, Loader=Loader)  # a SafeLoader: builds plain data only
+    if data is None:
+        raise error(source, [Problem("", "empty; it needs at least the required keys")])
+    if not isinstance(data, dict):
+        raise error(source, [Problem("", f"a mapping (key: value) is expected at the top, not a {_kind(data)}")])
+    return data
+
+
+@contextmanager
+def telling(text: str, source: str, error: type[DocumentError] = DocumentError) -> Iterator[None]:
+    """Refuse a text that is too large, and turn what PyYAML raises into `error`."""
+
     def refuse(where: str, what: str) -> DocumentError:
         return error(source, [Problem(where, what)])
 
     if len(text) > MAX_BYTES:
-        raise refuse("", f"larger than {MAX_BYTES // 1_000_000} MB, so it is hardly a spec or a recipe")
+        raise refuse(
+            "", f"larger than {MAX_BYTES // 1_000_000} MB, so it is hardly a spec, a recipe or a configuration"
+        )
     try:
         _bound_nodes(text)
-        data = yaml.load(text, Loader=_Loader)  # a SafeLoader: builds plain data only
+        yield
     except yaml.MarkedYAMLError as problem:
         mark = problem.problem_mark or problem.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        if problem.problem == "but found another document":
+            raise refuse(where, "a second document starts (---), where the file should hold one") from problem
         raise refuse(where, f"not valid YAML: {problem.problem or problem.context}") from problem
     except yaml.YAMLError as problem:
         raise refuse("", f"not valid YAML: {' '.join(str(problem).split())}") from problem
-    except _MISFITS as problem:
+    except MISFITS as problem:
         raise refuse("", f"not readable as YAML: {problem}") from problem
-    if data is None:
-        raise refuse("", "empty; it needs at least the required keys")
-    if not isinstance(data, dict):
-        raise refuse("", f"a mapping (key: value) is expected at the top, not a {_kind(data)}")
-    return data
 
 
 def _bound_nodes(text: str) -> None:
@@ -113,7 +126,7 @@ def _bound_nodes(text: str) -> None:
     weight: dict[str, int] = {}
     total = 0
     open_anchors: list[tuple[str | None, int]] = []
-    for event in yaml.parse(text, Loader=_Loader):
+    for event in yaml.parse(text, Loader=Loader):
         if isinstance(event, yaml.AliasEvent):
             if any(event.anchor == anchor for anchor, _ in open_anchors):
                 raise ValueError(f"the value '&{event.anchor}' contains itself")
@@ -157,6 +170,16 @@ def dump(data: Mapping[str, Any]) -> str:
     return yaml.dump(
         dict(data), Dumper=_Dumper, sort_keys=False, default_flow_style=flow, width=112, allow_unicode=True
     )
+
+
+def flow(value: Any, quote: str | None = None) -> str:
+    """A value on one line, as it may stand anywhere in a YAML document; a text in `quote`s where they are given."""
+    style = (quote or ('"' if "\n" in value else None)) if isinstance(value, str) else None
+    text: str = yaml.dump(
+        [value], Dumper=_Dumper, sort_keys=False, default_flow_style=True, default_style=style, width=math.inf,
+        allow_unicode=True,
+    )  # fmt: skip
+    return text.strip()[1:-1]
 
 
 def validate(model: type[M], data: Mapping[str, Any], source: str, error: type[DocumentError] = DocumentError) -> M:

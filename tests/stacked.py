@@ -101,8 +101,19 @@ def numbers(result: TrialResult) -> list[float]:
     return [value for rung in result.rungs for value in (*rung.train_losses, *rung.values.values())]
 
 
-def probed(result: TrialResult) -> list[float]:
-    return [value for rung in result.rungs for value in rung.probe.values()]
+FICKLE = ("flips", "update_to_weight")
+"""What a weight whose gradient is zero but for rounding (a key's bias in attention) turns into a matter of chance: the
+sign of its update, and the update beside a weight that is the sum of such updates."""
+
+
+def probed(result: TrialResult, fickle: bool | None = None) -> list[float]:
+    """What the probe told, in order; or only what is fickle, or the rest."""
+    return [
+        value
+        for rung in result.rungs
+        for key, value in rung.probe.items()
+        if fickle in (None, key.split("/")[1] in FICKLE)
+    ]
 
 
 def far(one: Sequence[float], other: Sequence[float]) -> float:
@@ -123,5 +134,6 @@ def assert_same(found: Sequence[TrialResult], expected: Sequence[TrialResult], t
         assert shape(mine) == shape(others), f"trial {at}: {shape(mine)} is not {shape(others)}"
         gap = far(numbers(mine), numbers(others))
         assert gap <= tolerance, f"trial {at}: {gap:.2g} apart, {numbers(mine)} and {numbers(others)}"
-        gap = far(probed(mine), probed(others))  # which the probe measures in float32 whatever the model's type
-        assert gap <= max(tolerance, 1e-5), f"trial {at}: what the probe told is {gap:.2g} apart"
+        for fickle, most in ((False, max(tolerance, 1e-5)), (True, 0.1)):  # float32, whatever the model's type
+            gap = far(probed(mine, fickle), probed(others, fickle))
+            assert gap <= most, f"trial {at}: what the probe told is {gap:.2g} apart"

@@ -21,7 +21,7 @@ from adamtune.groups import ParamGroup, param_groups
 from adamtune.plan import Progress, make_plan, run_plan
 from adamtune.recipe import GroupRule, Match, Recipe
 from adamtune.schedule import warmup_steps
-from adamtune.search import open_storage
+from adamtune.search import close_storage, open_storage
 from adamtune.spec import STAGES, Budget, Objective, Spec, StageName, TaskSpec
 from adamtune.stages import REGISTRY, clip, eps, precision
 from adamtune.stages.choose import Question, candidates_cost, choose, inside, numbers
@@ -173,10 +173,10 @@ def test_every_training_run_of_a_choice_is_a_trial_that_names_its_candidate() ->
 def test_optuna_alone_reads_the_trials_of_names(tmp_path: Path) -> None:
     path = tmp_path / "study.journal"
     lab = bench(with_noise(lambda recipe: -0.3 * (recipe.schedule.kind == "linear")), horizon=40)
-    context = StageContext(
-        lab.context.spec, lab.engine, open_storage(None, path), StepBudget(), Seeds.of(lab.context.spec, 5)
-    )
+    storage = open_storage(None, path)
+    context = StageContext(lab.context.spec, lab.engine, storage, StepBudget(), Seeds.of(lab.context.spec, 5))
     assert REGISTRY["schedule"].run(context, BASE).after == "linear"
+    close_storage(storage)
     stock = JournalStorage(JournalFileBackend(str(path)))
     study = optuna.load_study(study_name="run/schedule/candidates", storage=stock)
     assert study.best_params["schedule"] == "linear"
@@ -517,8 +517,8 @@ def test_a_stage_that_cannot_matter_is_left_out_by_auto_and_says_why_where_it_is
         (9, []),
         (10, ["beta1"]),
         (24, ["beta1"]),
-        (25, ["portfolio", "beta1", "eps"]),
-        (39, ["portfolio", "beta1", "eps"]),
+        (25, ["findings", "portfolio", "beta1", "eps"]),
+        (39, ["findings", "portfolio", "beta1", "eps"]),
         (40, [stage for stage in STAGES if stage not in ("lr_range", "lr")]),
     ],
 )

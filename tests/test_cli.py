@@ -21,6 +21,7 @@ from adamtune.rundir import RunDir
 
 TASKS = Path(__file__).parent / "tasks_for_tests.py"
 COMMANDS = [(command.callback.__name__).replace("_", "-") for command in app.registered_commands if command.callback]
+GROUPS = [group.name for group in app.registered_groups if group.name]
 
 
 @dataclass(frozen=True)
@@ -105,16 +106,16 @@ def test_help_names_every_command_and_loads_nothing_heavy(tmp_path: Path) -> Non
         "import sys\nfrom adamtune.cli.app import run\n"
         "heavy = {'torch', 'numpy', 'scipy', 'pandas', 'optuna', 'plotly', 'plotext', 'sklearn', 'pydantic', 'yaml'}\n"
         "assert run(['--help']) == 0\nprint('loaded:', heavy & set(sys.modules))\n"
-        f"for command in {COMMANDS}: assert run([command, '--help']) == 0\n"
+        f"for command in {COMMANDS + GROUPS}: assert run([command, '--help']) == 0\n"
         "print('loaded:', heavy & set(sys.modules) - {'pydantic'})"  # typer itself loads it, for a command's own help
     )
     done = python("-c", code, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("loaded: set()") == 2
-    for name in COMMANDS:
+    for name in COMMANDS + GROUPS:
         assert f"\n  {name} " in done.stdout
         assert f"Example: adamtune {name} " in done.stdout
-    assert COMMANDS == ["lr-find", "sweep", "show", "compare", "export"]
+    assert [*COMMANDS, *GROUPS] == ["lr-find", "sweep", "show", "compare", "diagnose", "export", "recipes"]
 
 
 @pytest.mark.parametrize("command", app.registered_commands, ids=COMMANDS)
@@ -223,7 +224,16 @@ def test_several_problems_are_told_in_one_go_each_with_its_path(cli: Cli, specs:
         (["lr-find", "TASK", "--task-arg", "paus=1"], "it takes: pause"),
         (["show", "gone"], "gone does not exist"),
         (["show", "/"], "is no run directory: it has no result.json"),
-        (["export", "gone"], "gone: no such file"),
+        (
+            ["export", "gone"],
+            "gone: no such file, and no recipe of that name comes with adamtune; known are: default, fi",
+        ),
+        (["export", "fine-tun"], "no recipe of that name comes with adamtune; did you mean 'fine-tune'?"),
+        (["compare", "default", "recurent"], "no recipe of that name comes with adamtune; did you mean 'recurrent'?"),
+        (["lr-find", "TASK", "--recipe", "recurent"], "did you mean 'recurrent'?"),
+        (["recipes", "show", "fine-tun"], "did you mean 'fine-tune'?"),
+        (["recipes", "show", "../default"], "no recipe of that name comes with adamtune"),
+        (["recipes", "show"], "Missing argument 'name'"),
         (["export", "/"], "is no run directory: it has no result.json"),
         (["export", "RUN", "--format", "pyton"], "there is no export format 'pyton'; did you mean 'python'?"),
         (["export", "RUN", "--to", "/"], "is a folder; name the file to write with --to"),
@@ -312,7 +322,7 @@ LR_FIND_KEYS = {
 }
 SWEEP_KEYS = {
     *("version", "task", "horizon", "objective", "steps_used", "wall_seconds", "default", "recommended", "difference"),
-    *("changed", "stages", "recipe"),
+    *("changed", "stages", "findings", "recipe"),
 }
 
 
@@ -447,7 +457,8 @@ def test_ctrl_c_leaves_what_was_measured_and_says_where(spec: Callable[..., Path
         os.kill(child.pid, signal.SIGINT)
         out, err = child.communicate(timeout=60)
     assert (child.returncode, out) == (130, "")
-    assert err.endswith("adamtune: interrupted; the trials measured until now are in run\n")
+    assert "stopping after this rung" in err
+    assert err.endswith(f"what has been measured is in run; adamtune sweep {path} --run-dir run goes on from there\n")
     assert "Traceback" not in err
     assert len(pd.read_csv(tmp_path / "run" / "trials.csv")) > 0
     assert not (tmp_path / "run" / "recipe.yaml").exists()

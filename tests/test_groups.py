@@ -329,7 +329,7 @@ def test_frozen_parameters_are_in_no_group() -> None:
 
 def test_the_first_matching_rule_takes_a_parameter_and_groups_keep_the_order_of_rules() -> None:
     model = nn.Sequential(nn.Linear(D, D), nn.Linear(D, 2))
-    last, biases, never = rule("last", params="1.*"), rule("biases", kind="bias"), rule("never", params="1.bias")
+    last, biases, never = rule("last", params="1.*"), rule("biases", kind="bias"), rule("never", kind="head")
     assert groups(model, last, biases) == {"last": {"1.weight", "1.bias"}, "biases": {"0.bias"}, DEFAULT: {"0.weight"}}
     assert groups(model, biases, last)["last"] == {"1.weight"}
     assert "never" not in groups(model, last, never)
@@ -350,6 +350,24 @@ def test_patterns_that_match_nothing_are_refused_all_at_once_by_group_and_patter
     assert list(told) == ["$.groups.head.match", "$.groups.no.match"]
     assert "haed.*" in told["$.groups.head.match"]
     assert "0.weight" in told["$.groups.head.match"]
+
+
+def test_rules_that_name_only_what_rules_before_them_take_are_refused_with_both_names_and_a_parameter() -> None:
+    model = nn.Sequential(nn.Linear(D, D), nn.Linear(D, 2))
+    rules = (
+        rule("last", params="1.*"),
+        rule("bias_of_last", params="1.bias"),
+        rule("rest", params=["0.*", "1.weight"]),
+    )
+    with pytest.raises(RecipeError) as caught:
+        groups(model, *rules)
+    (problem,) = caught.value.problems
+    assert problem.where == "$.groups.bias_of_last.match"
+    assert "'1.bias' matches 'last' too, which comes before 'bias_of_last'; put 'bias_of_last' first" in problem.what
+    kept = groups(model, rules[1], rules[0], rules[2])
+    assert kept == {"bias_of_last": {"1.bias"}, "last": {"1.weight"}, "rest": {"0.weight", "0.bias"}}
+    with pytest.raises(RecipeError, match=r"'0.bias' matches 'biases' too, which comes before 'mine'"):
+        groups(model, rule("biases", kind="bias"), rule("mine", params="*.bias"))
 
 
 def test_a_kind_the_model_does_not_have_is_fine() -> None:

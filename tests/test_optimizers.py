@@ -21,7 +21,7 @@ from adamtune.groups import param_groups
 from adamtune.plan import Progress, make_plan, run_plan
 from adamtune.recipe import GroupRule, Match, Recipe, Schedule, Switch
 from adamtune.report.tables import trials_table
-from adamtune.search import open_storage
+from adamtune.search import close_storage, open_storage
 from adamtune.spec import Spec, StageName, TaskSpec
 from adamtune.stages import REGISTRY, optimizer, switch
 from adamtune.stages.context import Budget, Seeds, StageAnswer, StageContext
@@ -417,8 +417,10 @@ def test_optuna_alone_reads_both_stages(tmp_path: Path) -> None:
     path = tmp_path / "study.journal"
     lab = lab_of(lambda r: handed(r) - 0.5 * (r.optimizer == "sgd"))
     spec = lab.context.spec
-    context = StageContext(spec, lab.engine, open_storage(None, path), Budget(), Seeds.of(spec, 5))
+    storage = open_storage(None, path)
+    context = StageContext(spec, lab.engine, storage, Budget(), Seeds.of(spec, 5))
     REGISTRY["optimizer"].run(context, REGISTRY["switch"].run(context, ADAMW).recipe)
+    close_storage(storage)
     stock = JournalStorage(JournalFileBackend(str(path)))
 
     def params(study: str) -> list[dict[str, object]]:

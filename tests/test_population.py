@@ -147,6 +147,14 @@ def test_reports_are_those_of_single_trials_and_only_rungs_that_are_evaluated_ha
     assert any(probed(result) for result in population.results())
 
 
+def test_the_probe_of_a_member_is_that_of_a_single_trial_in_every_statistic() -> None:
+    asked = [replace(request, probe=True) for request in SIX]
+    found, expected = stacked(task(), asked, (5, 24)), alone(task(), asked, (5, 24))
+    for mine, others in zip(found, expected, strict=True):
+        assert probed(mine) == pytest.approx(probed(others), rel=1e-4, abs=1e-9)
+    assert any(rung.probe["default/flips"] > 0 for result in expected for rung in result.rungs)
+
+
 def test_members_left_untrained_count_as_pruned() -> None:
     batch = Population(task(), SIX, CPU, 4, False)
     assert [(result.outcome, result.steps) for result in batch.results()] == [(Outcome.PRUNED, 0)] * 6

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from adamtune.errors import ProbeError
 from adamtune.probe import SAMPLE, AdamProbe
 from adamtune.recipe import GroupRule, Match, Recipe, Switch
 from adamtune.task import Task
@@ -47,25 +48,34 @@ def train(model: nn.Module, optimizer: Optimizer, steps: int) -> dict[nn.Paramet
     return gradients
 
 
-def by_hand(gradients: list[list[Tensor]], group: Mapping[str, Any], amsgrad: bool = False) -> dict[str, float]:
+def by_hand(
+    gradients: Mapping[nn.Parameter, list[Tensor]], group: Mapping[str, Any], amsgrad: bool = False
+) -> dict[str, float]:
     """One group's record: Kingma & Ba 2014, algorithm 1, in float64; amsgrad as torch has it."""
     beta1, beta2 = group["betas"]
-    m_hats, roots = [], []
-    for seen in gradients:
-        m = v = largest = torch.zeros_like(seen[0])
+    m_hats, roots, flips = [], [], []
+    for seen in gradients.values():
+        m = v = largest = before = torch.zeros_like(seen[0])
         for g in seen:
+            before = m
             m = beta1 * m + (1 - beta1) * g
             v = beta2 * v + (1 - beta2) * g**2
             largest = torch.maximum(largest, v)
+        flips.append((m * before < 0).flatten())
         m_hats.append((m / (1 - beta1 ** len(seen))).abs().flatten())
         roots.append(((largest if amsgrad else v) / (1 - beta2 ** len(seen))).sqrt().flatten())
     m_hat, root = torch.cat(m_hats), torch.cat(roots)
     r = m_hat / (root + group["eps"])
-    record = {"grad_norm": math.sqrt(sum(float((seen[-1] ** 2).sum()) for seen in gradients))}
-    for statistic, values in {"m_hat": m_hat, "sqrt_v_hat": root, "r": r, "lr_r": group["lr"] * r}.items():
+    weights = torch.cat([param.detach().double().abs().flatten() for param in gradients])
+    record = {"grad_norm": math.sqrt(sum(float((seen[-1] ** 2).sum()) for seen in gradients.values()))}
+    statistics = {"m_hat": m_hat, "sqrt_v_hat": root, "r": r, "lr_r": group["lr"] * r}
+    statistics["update_to_weight"] = (group["lr"] * r / weights)[weights > 0]
+    for statistic, values in statistics.items():
         for p in PERCENTILES:
             record[f"{statistic}/p{p}"] = float(torch.quantile(values, p / 100))
-    return record
+    record["below_eps"] = float(((root < group["eps"]) & (root > 0)).double().mean())
+    record["never_updated"] = float((root == 0).double().mean())
+    return record | {"nonfinite": 0.0, "flips": float(torch.cat(flips).double().mean())}
 
 
 SETTINGS = {"lr": 0.03, "betas": (0.8, 0.95), "eps": 1e-3}
@@ -80,7 +90,7 @@ def test_percentiles_are_those_of_adams_state_worked_out_by_hand(
     model = make_model()
     optimizer = kind(model.parameters(), weight_decay=0.0, amsgrad=amsgrad, **SETTINGS)
     gradients = train(model, optimizer, steps)
-    expected = by_hand(list(gradients.values()), SETTINGS, amsgrad)
+    expected = by_hand(gradients, SETTINGS, amsgrad)
     record = AdamProbe(optimizer, model).record()
     assert record == pytest.approx({f"group0/{name}": value for name, value in expected.items()}, rel=1e-4)
 
@@ -111,7 +121,7 @@ def test_every_group_is_named_and_measured_with_its_own_settings() -> None:
     record = AdamProbe(optimizer, model).record()
     assert list(dict.fromkeys(name.split("/")[0] for name in record)) == ["biases", "head", "default"]
     for group in optimizer.param_groups:
-        expected = by_hand([gradients[param] for param in group["params"]], group)
+        expected = by_hand({param: gradients[param] for param in group["params"]}, group)
         own = {name: value for name, value in record.items() if name.startswith(group["name"] + "/")}
         assert own == pytest.approx({f"{group['name']}/{name}": value for name, value in expected.items()}, rel=1e-4)
 
@@ -144,11 +154,16 @@ def test_the_gradient_norm_is_that_of_the_gradients_that_are_there() -> None:
     assert record == {"group0/grad_norm": pytest.approx(math.hypot(6e4, 6e4))}
 
 
-def test_an_optimizer_without_adams_state_has_gradient_norms_only() -> None:
+def test_an_optimizer_without_adams_state_has_norms_only_and_says_so() -> None:
     model = make_model()
     optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
     train(model, optimizer, 3)
-    assert list(AdamProbe(optimizer).record()) == ["group0/grad_norm"]
+    probe = AdamProbe(optimizer)
+    buffers = [optimizer.state[param]["momentum_buffer"] for param in model.parameters()]
+    expected = math.sqrt(sum(float(buffer.double().pow(2).sum()) for buffer in buffers))
+    assert list(record := probe.record()) == ["group0/grad_norm", "group0/momentum_norm"]
+    assert record["group0/momentum_norm"] == pytest.approx(expected)
+    assert probe.notes == ("group0: SGD keeps no moments as Adam does, so there are norms only",)
 
 
 def test_parameters_that_never_had_a_gradient_are_left_out() -> None:
@@ -156,7 +171,7 @@ def test_parameters_that_never_had_a_gradient_are_left_out() -> None:
     unused = nn.Parameter(torch.ones(50))
     optimizer = AdamW([*model.parameters(), unused], **SETTINGS)
     gradients = train(model, optimizer, 3)
-    expected = by_hand(list(gradients.values()), SETTINGS)
+    expected = by_hand(gradients, SETTINGS)
     record = AdamProbe(optimizer).record()
     assert record == pytest.approx({f"group0/{name}": value for name, value in expected.items()}, rel=1e-4)
 
@@ -247,7 +262,7 @@ def test_every_nth_step_is_recorded(every: int, recorded: list[int]) -> None:
 
 @pytest.mark.parametrize("every", [0, -1])
 def test_an_interval_of_no_steps_is_refused(every: int) -> None:
-    with pytest.raises(ValueError, match=f"at least 1, not {every}"):
+    with pytest.raises(ProbeError, match=f"at least 1, not {every}"):
         AdamProbe(AdamW(make_model().parameters()), every=every)
 
 
@@ -264,15 +279,20 @@ def run(probe: bool, recipe: Recipe | None = None) -> TrialResult:
 def test_a_probed_trial_records_at_each_rung_and_trains_the_same() -> None:
     with_probe, without = run(True), run(False)
     assert [set(rung.probe) for rung in without.rungs] == [set()] * 3
-    names = {f"default/{statistic}/p{p}" for statistic in ("m_hat", "sqrt_v_hat", "r", "lr_r") for p in PERCENTILES}
-    assert [set(rung.probe) for rung in with_probe.rungs] == [names | {"default/grad_norm"}] * 3
+    statistics = ("m_hat", "sqrt_v_hat", "r", "lr_r", "update_to_weight")
+    names = {f"default/{statistic}/p{p}" for statistic in statistics for p in PERCENTILES}
+    names |= {f"default/{name}" for name in ("grad_norm", "below_eps", "never_updated", "nonfinite", "flips")}
+    assert [set(rung.probe) for rung in with_probe.rungs] == [names] * 3
     assert all(math.isfinite(value) for rung in with_probe.rungs for value in rung.probe.values())
     bare = [replace(rung, probe={}) for rung in with_probe.rungs]
     assert bare == list(without.rungs)
 
 
-def test_a_probed_trial_of_sgd_records_gradient_norms() -> None:
-    assert [list(rung.probe) for rung in run(True, Recipe(optimizer="sgd")).rungs] == [["default/grad_norm"]] * 3
+NORMS = ["default/grad_norm", "default/momentum_norm"]
+
+
+def test_a_probed_trial_of_sgd_records_norms() -> None:
+    assert [list(rung.probe) for rung in run(True, Recipe(optimizer="sgd")).rungs] == [NORMS] * 3
 
 
 def test_a_trial_that_hands_over_records_adams_state_up_to_there() -> None:
@@ -280,7 +300,7 @@ def test_a_trial_that_hands_over_records_adams_state_up_to_there() -> None:
     before, at, after = (rung.probe for rung in run(True, recipe).rungs)
     adams = [rung.probe for rung in run(True).rungs]
     assert (before, at) == (adams[0], adams[1])
-    assert list(after) == ["default/grad_norm"]
+    assert list(after) == NORMS
     assert after != adams[2]
 
 

@@ -39,6 +39,13 @@ def test_a_recipe_written_as_yaml_is_read_back_equal(recipe: Recipe) -> None:
     assert Recipe.from_yaml(recipe.to_yaml()) == recipe
 
 
+@pytest.mark.slow
+@settings(max_examples=1000, deadline=None)
+@given(recipes())
+def test_a_thousand_recipes_written_as_yaml_are_read_back_equal(recipe: Recipe) -> None:
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+
+
 @settings(max_examples=50, deadline=None)
 @given(recipes())
 def test_a_written_recipe_means_the_same_to_a_plain_yaml_reader(recipe: Recipe) -> None:
@@ -171,6 +178,10 @@ def test_a_bad_value_is_refused_with_its_path_and_the_reason(text: str, path: st
 def test_all_bad_values_are_told_at_once() -> None:
     text = "lr: 0\nepsilon: 1\nschedule: {floor: 2}\ngroups: [{name: g, match: {kind: [bias]}, eps: -1}]"
     assert set(problems(text)) == {"$.lr", "$.epsilon", "$.schedule.floor", "$.groups[0].eps"}
+
+
+def test_of_a_newer_recipe_nothing_but_its_version_is_told() -> None:
+    assert list(problems("version: 2\nlr: {peak: 1}\nmuon: true\n")) == ["$.version"]
 
 
 @pytest.mark.parametrize("version", [0, 2, 10**30])

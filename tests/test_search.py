@@ -17,7 +17,7 @@ from adamtune.errors import ExitCode, InputError
 from adamtune.evidence import Direction
 from adamtune.knobs import KNOBS
 from adamtune.recipe import Recipe
-from adamtune.search import Asked, KnobStudy, open_storage
+from adamtune.search import Asked, KnobStudy, close_storage, open_storage
 from adamtune.trial import Outcome, TrialRequest, TrialResult
 
 NAN = math.nan
@@ -222,11 +222,13 @@ def test_a_diverged_trial_repels_the_sampler() -> None:
 
 def test_optuna_alone_reads_the_journal_of_a_study(tmp_path: Path) -> None:
     path = tmp_path / "study.journal"
-    search = KnobStudy(open_storage(None, path), "task/seed0/beta2", [KNOBS["beta2"]], "maximize", 0)
+    storage = open_storage(None, path)
+    search = KnobStudy(storage, "task/seed0/beta2", [KNOBS["beta2"]], "maximize", 0)
     asked = [*search.ask({"beta2": 0.95}, [1, 2]), *search.ask({"beta2": 0.0}, [1], colour="red")]
     for trial in asked:
         search.report(trial, 10, trial.seed / 4)
         search.tell(trial, result(Outcome.COMPLETED if trial.number else Outcome.DIVERGED), 0.5)
+    close_storage(storage)
 
     stock = optuna.load_study(study_name="task/seed0/beta2", storage=JournalStorage(JournalFileBackend(str(path))))
     assert stock.direction is optuna.study.StudyDirection.MAXIMIZE
@@ -238,12 +240,35 @@ def test_optuna_alone_reads_the_journal_of_a_study(tmp_path: Path) -> None:
     assert [trial.intermediate_values for trial in stock.trials] == [{10: 0.25}, {10: 0.5}, {10: 0.25}]
 
 
-def test_a_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    for expected in (0, 1):
-        search = KnobStudy(open_storage(None, tmp_path / "j"), "s", [KNOBS["lr"]], "minimize", 0)
-        (asked,) = search.ask({"lr": 1e-3}, [0])
-        assert asked == Asked(expected, {"lr": 1e-3}, 0)
-        search.tell(asked, result(), 0.5)
+def test_a_study_is_gone_through_again_from_its_first_trial(tmp_path: Path) -> None:
+    def sitting(lrs: Sequence[float], close: int) -> list[Asked]:
+        storage = open_storage(None, tmp_path / "j")
+        search = KnobStudy(storage, "s", [KNOBS["lr"]], "minimize", 0)
+        asked = [trial for lr in lrs for trial in search.ask({"lr": lr}, [0, 1])]
+        for trial in asked:
+            search.report(trial, 10, trial.values["lr"] + trial.seed)
+        for trial in asked[:close]:
+            search.tell(trial, result(), 0.5)
+        close_storage(storage)
+        return asked
+
+    first = sitting([1e-3, 1e-2], close=3)
+    assert sitting([1e-3, 1e-2, 1e-1], close=6)[:4] == first
+    trials = optuna.load_study(study_name="s", storage=open_storage(None, tmp_path / "j")).trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 6
+    assert [trial.intermediate_values[10] for trial in trials] == pytest.approx([1e-3, 1.001, 1e-2, 1.01, 0.1, 1.1])
+
+
+def test_where_a_study_asks_for_something_else_the_trials_left_open_are_closed(tmp_path: Path) -> None:
+    for lrs in ([1e-3, 1e-2, 1e-1], [1e-3, 3e-2]):
+        storage = open_storage(None, tmp_path / "j")
+        search = KnobStudy(storage, "s", [KNOBS["lr"]], "minimize", 0)
+        asked = [trial for lr in lrs for trial in search.ask({"lr": lr}, [0])]
+        search.tell(asked[0], result(), 0.5)
+        close_storage(storage)
+    assert [trial.number for trial in asked] == [0, 3]
+    trials = optuna.load_study(study_name="s", storage=open_storage(None, tmp_path / "j")).trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", "FAIL", "RUNNING"]
 
 
 def test_a_storage_url_is_opened(tmp_path: Path) -> None:

@@ -14,8 +14,10 @@ import typer
 
 from adamtune import __version__
 from adamtune.cli.compare import compare
+from adamtune.cli.diagnose import diagnose
 from adamtune.cli.export import export
 from adamtune.cli.lr_find import lr_find
+from adamtune.cli.recipes import recipes_app
 from adamtune.cli.show import show
 from adamtune.cli.sweep import sweep
 from adamtune.errors import AdamtuneError, ExitCode
@@ -27,8 +29,9 @@ app = typer.Typer(
     rich_markup_mode=None,  # typer's boxes cost more time than all else `--help` does together
     pretty_exceptions_enable=False,
 )
-for command in (lr_find, sweep, show, compare, export):
+for command in (lr_find, sweep, show, compare, diagnose, export):
     app.command(command.__name__.replace("_", "-"))(command)
+app.add_typer(recipes_app, name="recipes")
 
 
 def _version(wanted: bool) -> None:

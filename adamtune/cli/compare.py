@@ -11,7 +11,9 @@ from adamtune.errors import ExitCode
 
 
 def compare(
-    a: Annotated[Path, typer.Argument(help="A run directory or a recipe file.", show_default=False)],
+    a: Annotated[
+        Path, typer.Argument(help="A run directory, a recipe file, or a shipped recipe's name.", show_default=False)
+    ],
     b: Annotated[Path, typer.Argument(help="Another.", show_default=False)],
     json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
 ) -> int:

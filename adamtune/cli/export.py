@@ -11,10 +11,22 @@ from adamtune.errors import ExitCode
 
 
 def export(
-    source: Annotated[Path, typer.Argument(help="A run directory or a recipe file.", show_default=False)],
+    source: Annotated[
+        Path, typer.Argument(help="A run directory, a recipe file, or a shipped recipe's name.", show_default=False)
+    ],
     format: Annotated[str, typer.Option(help="Whose words: python (needs torch only), yaml, ...")] = "python",
     to: Annotated[Path | None, typer.Option(help="The file to write; without it, print.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file where it exists.")] = False,
+    into: Annotated[
+        Path | None,
+        typer.Option(
+            help="An existing YAML or JSON file to set the recipe's keys in. Shows the change, keeps a copy "
+            "(FILE.bak), and leaves every other line as it is; values there are replaced with --force only."
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --into: show the change, write nothing.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the file where it exists; with --into, the values it has.")
+    ] = False,
     companion: Annotated[
         bool, typer.Option("--companion", help="Also write the Python module that adds what the format cannot say.")
     ] = False,
@@ -30,30 +42,49 @@ def export(
 ) -> int:
     """Write a recipe in the words of a training repo; says what they cannot express.
 
+    With --into, lists are replaced as a whole, mappings key by key; what the recipe does not name stays.
+
     Example: adamtune export runs/digits-1 --format python --to optim_recipe.py
     """
     from adamtune.errors import ExportError
-    from adamtune.export import Context, export_recipe, recipe_of, write_export
+    from adamtune.export import Context, check_target, export_into, export_recipe, recipe_of, write_export
 
-    if companion and to is None:
-        raise ExportError("--companion writes a file beside the export; name that with --to")
+    if to is not None and into is not None:
+        raise ExportError("--to writes a file and --into edits one; give one of them")
+    if dry_run and into is None:
+        raise ExportError("--dry-run shows what --into would change; name that file with --into")
+    target = to or into
+    if companion and target is None:
+        raise ExportError("--companion writes a file beside the export; name that with --to or --into")
     recipe = recipe_of(source)
     horizon = recipe.provenance.get("horizon")
     steps = total_steps or (horizon if isinstance(horizon, int) and horizon > 0 else None)
-    export = export_recipe(recipe, format, Context(steps, consumer_version, steps_per_epoch))
+    context = Context(steps, consumer_version, steps_per_epoch)
+    export = export_into(recipe, format, into, context) if into else export_recipe(recipe, format, context)
     for unsaid in export.unsaid:
         typer.echo(f"{format} cannot say {unsaid}", err=True)
-    if to is None:
+    if export.edit:
+        typer.echo(export.edit.diff or f"{into} says all of this already\n", nl=False)
+    if dry_run:
+        return ExitCode.DONE
+    beside = target.with_name(f"{target.stem}_optimizer.py") if target and companion and export.companion else None
+    if beside:
+        check_target(beside, force)
+    if export.edit:
+        if export.edit.diff:
+            backup = export.edit.write(force)
+            typer.echo(f"wrote {into}; as it was before: {backup}")
+    elif to:
+        write_export(to, export.text, force)
+        typer.echo(f"wrote {to}")
+    else:
         typer.echo(export.text, nl=False)
         return ExitCode.DONE
-    write_export(to, export.text, force)
-    typer.echo(f"wrote {to}")
-    if companion and export.companion is None:
-        typer.echo("no companion is needed: the format says everything")
-    elif companion and export.companion:
-        beside = to.with_name(f"{to.stem}_optimizer.py")
+    if beside and export.companion:
         write_export(beside, export.companion, force)
         typer.echo(f"wrote {beside}")
     elif export.companion:
         typer.echo("--companion writes the Python module that adds what is missing")
+    elif companion:
+        typer.echo("no companion is needed: the format says everything")
     return ExitCode.DONE

@@ -31,7 +31,9 @@ def lr_find(
     budget: Annotated[
         int | None, typer.Option(help="Training steps to spend in all; by default --horizon, above 2,000 0.3 of it.")
     ] = None,
-    recipe: Annotated[Path | None, typer.Option(help="Recipe to find lr for; by default AdamW, cosine.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Recipe, a file or a shipped one's name; by default AdamW, cosine.")
+    ] = None,
     group: Annotated[
         str | None, typer.Option(help="Find the lr of this param group only (embedding, head, ...); the others hold.")
     ] = None,

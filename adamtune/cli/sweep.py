@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from adamtune.cli.interrupts import after_the_rung
 from adamtune.errors import ExitCode
 
 
 def sweep(
     spec: Annotated[Path, typer.Argument(help="The spec, a YAML file; see configs/.", show_default=False)],
     run_dir: Annotated[
-        Path | None, typer.Option(help="Where to leave the results; by default runs/SPEC-N, the first N free.")
+        Path | None,
+        typer.Option(
+            help="Where to leave the results, or an unfinished run to go on with; by default runs/SPEC-N, N free."
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Instead of the spec's seed.")] = None,
     engine: Annotated[str | None, typer.Option(help="Instead of the spec's engine.")] = None,
@@ -52,10 +57,13 @@ def sweep(
         return ExitCode.DONE
     target = run_dir or next_run_dir(spec.stem)
     try:
-        with SweepScreen(target, quiet=json) as screen:
-            result = run_sweep(loaded, target, screen, learn_from or ())
+        with SweepScreen(target, quiet=json) as screen, after_the_rung(screen.on_note) as stop:
+            result = run_sweep(loaded, target, screen, learn_from or (), stop)
     except KeyboardInterrupt:
-        typer.echo(f"adamtune: interrupted; the trials measured until now are in {target}", err=True)
+        again = shlex.join(["adamtune", "sweep", str(spec), "--run-dir", str(target)])
+        typer.echo(
+            f"adamtune: interrupted; what has been measured is in {target}; {again} goes on from there", err=True
+        )
         return ExitCode.INTERRUPTED
     if json:
         terminal.print_json(result.to_dict())

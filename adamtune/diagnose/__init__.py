@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from adamtune.diagnose.diagnosis import Diagnosis, Told, counted, diagnose
 from adamtune.diagnose.finding import Finding, Observed, Rule, Severity
+from adamtune.diagnose.judging import findings
 from adamtune.diagnose.rules import RULES
 
-__all__ = ["RULES", "Finding", "Observed", "Rule", "Severity", "findings"]
-
-
-def findings(observed: Observed) -> list[Finding]:
-    """What the rules find in a training, warnings first."""
-    found = [finding for rule in RULES for finding in rule.find(observed)]
-    return sorted(found, key=lambda finding: finding.severity is not Severity.WARNING)
+__all__ = [
+    "RULES",
+    "Diagnosis",
+    "Finding",
+    "Observed",
+    "Rule",
+    "Severity",
+    "Told",
+    "counted",
+    "diagnose",
+    "findings",
+]

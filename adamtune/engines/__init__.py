@@ -2,53 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable
 
 import torch
 
+from adamtune.engines.batch import Engine as Engine
+from adamtune.engines.batch import TrialBatch as TrialBatch
+from adamtune.engines.finished import FinishedTrials as FinishedTrials
 from adamtune.engines.population import MEMORY as MEMORY
 from adamtune.engines.population import PopulationEngine
+from adamtune.engines.resumable import ResumableBatch as ResumableBatch
+from adamtune.engines.resumable import ResumableEngine as ResumableEngine
 from adamtune.engines.sequential import SequentialEngine
 from adamtune.errors import InputError
-from adamtune.history import RungReport, TrialRequest, TrialResult
 from adamtune.task import Task
 
 ENGINES = ("auto", "sequential", "population")
-
-
-class TrialBatch(Protocol):
-    """Trials that train side by side and meet at rungs; whoever opened it decides who goes on."""
-
-    def advance(self, to_step: int, evaluate: bool = True) -> list[RungReport | None]:
-        """Train every trial that still runs to `to_step`; one report each, None for those that have ended."""
-        ...
-
-    def prune(self, index: int) -> None:
-        """End trial `index` of the batch."""
-        ...
-
-    def results(self) -> list[TrialResult]:
-        """How the trials ended, in the order they were asked for; those still running count as pruned."""
-        ...
-
-
-class Engine(Protocol):
-    """Trains batches of trials of one task."""
-
-    name: str
-
-    def open(self, requests: Sequence[TrialRequest]) -> TrialBatch:
-        """Start the trials, untrained."""
-        ...
-
-    def facts(self) -> dict[str, Any]:
-        """How trials are trained and what was measured to choose it, as plain data."""
-        ...
-
-    def close(self) -> None:
-        """End what the engine keeps running; no batch of it can be used any more."""
-        ...
 
 
 def pick_device(wanted: str) -> torch.device:

@@ -147,11 +147,11 @@ class Workers:
                     except OSError:
                         gone(index)
             collect()
-        except KeyboardInterrupt:  # the workers have it from the terminal too, but not where only this process was told
+        except KeyboardInterrupt:
             for index in asked:
                 process = self.processes[index]
                 if index not in answers and index not in errors and process.pid is not None and process.is_alive():
-                    os.kill(process.pid, signal.SIGINT)
+                    os.kill(process.pid, _STOP)
             collect()
             for index in asked:  # one that had just answered would raise it at the next question
                 with _whole(), suppress(OSError):
@@ -261,12 +261,19 @@ def _whole() -> Iterator[None]:
             handler(*came[0])
 
 
+_STOP = signal.SIGUSR1
+"""By which workers are interrupted. Ctrl-C in a terminal reaches every process, and a first one shall not stop them."""
+
+
 class _Interruptible:
-    """Lets Ctrl-C in while a trial trains, and only then: never in the middle of a message, after which it comes in."""
+    """Lets an interrupt in while a trial trains, and only then: never in the middle of a message, after which it comes
+    in.
+    """
 
     def __init__(self) -> None:
         self._training = self._pending = False
-        signal.signal(signal.SIGINT, self._interrupt)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(_STOP, self._interrupt)
 
     def start(self) -> None:
         """Training begins or goes on; raises `KeyboardInterrupt` where one has come meanwhile."""

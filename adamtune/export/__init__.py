@@ -8,12 +8,16 @@ from pathlib import Path
 from adamtune.errors import ExportError
 from adamtune.export import axolotl, hydra, megatron, nanogpt, python_module, recipe_yaml, timm, torchtune
 from adamtune.export.format import Context, Format, Settings, Unsaid
+from adamtune.export.into import FileEdit, edit_file
 from adamtune.export.text import text_of
 from adamtune.recipe import Recipe, load_recipe
 from adamtune.rundir import RECIPE, read_result, write_atomically
 from adamtune.yaml_text import nearest
 
-__all__ = ["FORMATS", "Context", "Export", "Format", "Settings", "Unsaid", "export_recipe", "recipe_of", "write_export"]
+__all__ = [
+    "FORMATS", "Context", "Export", "ExportInto", "Format", "Settings", "Unsaid", "check_target", "export_into",
+    "export_recipe", "recipe_of", "write_export",
+]  # fmt: skip
 
 FORMATS: dict[str, Format] = {
     module.FORMAT.name: module.FORMAT
@@ -29,10 +33,12 @@ class Export:
     unsaid: tuple[Unsaid, ...] = ()
     companion: str | None = None
     """Source of the module that adds what is unsaid; None where nothing is."""
+    edit: FileEdit | None = None
+    """Of `export_into`: the change to the file."""
 
 
 def recipe_of(source: Path) -> Recipe:
-    """The recipe of a run directory, or of a recipe file.
+    """The recipe of a run directory or a recipe file, or the shipped one of that name.
 
     Raises `RunDirError` for a run without one, `RecipeError` for a file that is none.
     """
@@ -52,23 +58,54 @@ def format_called(name: str) -> Format:
 
 def export_recipe(recipe: Recipe, format: str, context: Context | None = None) -> Export:
     """The recipe in a format; `ExportError` when there is no such format, or it cannot be told in it."""
-    chosen, context = format_called(format), context or Context()
-    if context.version is not None and context.version not in chosen.versions:
-        known = f"of version {' or '.join(map(str, chosen.versions))}" if chosen.versions else "without a version"
-        raise ExportError(f"{format} is written {known}, not for version {context.version}")
+    context = context or Context()
+    chosen = _for_version(format, context)
     if chosen.whole:
         return Export(chosen.whole(recipe))
     settings = chosen.settings(recipe, context)
-    companion = chosen.companion(recipe, context) if chosen.companion and settings.unsaid else None
-    return Export(text_of(chosen, settings, recipe), settings.unsaid, companion)
+    return Export(text_of(chosen, settings, recipe), settings.unsaid, _companion(chosen, settings, recipe, context))
 
 
-def write_export(target: Path, text: str, force: bool) -> None:
-    """Write an export; `ExportError` when the file exists and `force` is not given, or the folder does not."""
+def export_into(recipe: Recipe, format: str, path: Path, context: Context | None = None) -> Export:
+    """The same, put into an existing file; nothing is written until its `edit.write`.
+
+    Raises `ExportError` when the format is neither YAML nor JSON, and as `into.edit_file`.
+    """
+    context = context or Context()
+    chosen = _for_version(format, context)
+    if chosen.syntax not in ("yaml", "json"):
+        able = ", ".join(name for name, other in FORMATS.items() if other.syntax in ("yaml", "json"))
+        raise ExportError(
+            f"{format} is neither YAML nor JSON, so --into cannot edit it into a file; formats it can: {able}"
+        )
+    settings = chosen.settings(recipe, context)
+    edit = edit_file(path, settings, chosen.syntax)
+    return Export(edit.after, settings.unsaid, _companion(chosen, settings, recipe, context), edit)
+
+
+def _for_version(name: str, context: Context) -> Format:
+    chosen = format_called(name)
+    if context.version is not None and context.version not in chosen.versions:
+        known = f"of version {' or '.join(map(str, chosen.versions))}" if chosen.versions else "without a version"
+        raise ExportError(f"{name} is written {known}, not for version {context.version}")
+    return chosen
+
+
+def _companion(chosen: Format, settings: Settings, recipe: Recipe, context: Context) -> str | None:
+    return chosen.companion(recipe, context) if chosen.companion and settings.unsaid else None
+
+
+def check_target(target: Path, force: bool) -> None:
+    """`ExportError` when the file exists and `force` is not given, or the folder does not."""
     if target.is_dir():
         raise ExportError(f"{target} is a folder; name the file to write with --to")
     if target.exists() and not force:
         raise ExportError(f"{target} exists; name another file, or replace it with --force")
     if not target.parent.is_dir():
         raise ExportError(f"there is no folder {target.parent} to write {target.name} in")
+
+
+def write_export(target: Path, text: str, force: bool) -> None:
+    """Write an export; raises as `check_target`."""
+    check_target(target, force)
     write_atomically(target, text)

@@ -203,6 +203,8 @@ def _matching(by_kind: bool) -> str:
     for rule in GROUPS:
         if "params" in rule and not any(takes(rule, name, kind_of[name]) for name, _ in named):
             raise ValueError(f"group {{rule['name']}}: {{rule['params']}} match no parameter of the model")
+        if "params" in rule and not members[rule["name"]]:
+            raise ValueError(f"group {{rule['name']}}: {{rule['params']}} match only what groups before it take")
     settings = {{rule["name"]: rule["settings"] for rule in GROUPS}} | {{"default": DEFAULT}}
     return [{{"name": name, "params": owned, **settings[name]}} for name, owned in members.items() if owned]
 

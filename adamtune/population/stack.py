@@ -138,7 +138,7 @@ class Stack:
             if state.steps[place] == 0:
                 continue
             if run.recipe.optimizer == "sgd":
-                optimizer.state[own] = {"momentum_buffer": state.first[place][row]}
+                optimizer.state[own] = {"momentum_buffer": state.first[place][row]} if run.recipe.momentum else {}
             else:
                 moments = {"exp_avg": state.first[place][row], "exp_avg_sq": state.second[place][row]}
                 optimizer.state[own] = {"step": state.steps[place], **moments}

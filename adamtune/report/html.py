@@ -24,6 +24,7 @@ from adamtune.report.figures import (
 )
 from adamtune.report.page import page, paragraph, picture, table
 from adamtune.report.wording import number, with_bounds, with_interval
+from adamtune.run_tables import final_rows
 
 Result = Mapping[str, Any]
 
@@ -40,7 +41,7 @@ def report_html(run_dir: Path) -> str:
     Raises `RunDirError` when the run has no result.
     """
     result = rundir.read_result(run_dir)
-    final = _rows_of_final(run_dir, rundir.TRIALS)
+    final = final_rows(run_dir, rundir.TRIALS)
     sections = [
         _answer(run_dir, result),
         *[_stage(stage, result["objective"]) for stage in result["stages"]],
@@ -206,7 +207,7 @@ def _evidence(evidence: Mapping[str, Any], objective: Mapping[str, str]) -> str:
 
 def _learning_curves(run: Path, result: Result, final: pd.DataFrame) -> str:
     """Validation curves of the last comparison, default against recommended."""
-    curves = _rows_of_final(run, rundir.CURVES)
+    curves = final_rows(run, rundir.CURVES)
     objective = result["objective"]["name"]
     if final.empty or curves.empty or objective not in curves:
         return ""
@@ -233,7 +234,7 @@ def _names_of_final(final: pd.DataFrame) -> dict[int, str]:
 
 def _probe(run: Path, final: pd.DataFrame) -> str:
     """Adam's state over one trial of the recommended recipe, the last of the last comparison that completed."""
-    probe = _rows_of_final(run, rundir.PROBE)
+    probe = final_rows(run, rundir.PROBE)
     completed = final[final["outcome"] == "completed"] if not final.empty else final
     if probe.empty or completed.empty:
         return ""
@@ -302,13 +303,3 @@ def _reproduce(run: Path) -> str:
 def _file(run: Path, name: str) -> str:
     path = run / name
     return f"<pre>{escape(path.read_text(encoding='utf-8'))}</pre>" if path.exists() else ""
-
-
-def _rows_of_final(run: Path, name: str) -> pd.DataFrame:
-    """The rows of a table that belong to the last comparison; none when the run has no such table."""
-    path = run / name
-    if not path.exists():
-        return pd.DataFrame()
-    # Only an empty cell is missing: a param group may be called "NA".
-    rows = pd.read_csv(path, keep_default_na=False, na_values=[""], low_memory=False)
-    return rows[rows["stage"] == rundir.FINAL]

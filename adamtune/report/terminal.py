@@ -83,6 +83,10 @@ def print_result(result: Mapping[str, Any], run_dir: Path) -> None:
         verdicts.add_row(stage["stage"], stage["verdict"], before, after, stage["reason"])
     out.print(verdicts)
     out.print()
+    for finding in result.get("findings", ()):
+        seeds = finding.get("seeds")
+        on = f" ({seeds['raised']} of {seeds['of']} seeds)" if seeds else ""
+        out.print(f"{finding['severity']}: {finding['told']}{on} {finding['advice']}", markup=False)
     objective = result["objective"]["name"]
     for name in ("default", "recommended"):
         out.print(f"{name + ':':<13}{objective} {with_interval(result[name])}", markup=False)
@@ -115,6 +119,13 @@ def print_runs(runs: Mapping[Path, Mapping[str, Any]]) -> None:
         objective, steps = result["objective"]["name"], f"{result['steps_used']:,}"
         table.add_row(str(path), result["task"]["ref"], objective, *means, steps)
     _out().print(table)
+
+
+def print_recipes(recipes: Mapping[str, str]) -> None:
+    """Name and purpose, one line each."""
+    longest = max(map(len, recipes), default=0)
+    for name, about in recipes.items():
+        _out().print(f"{name:{longest}}  {about}", markup=False, soft_wrap=True)
 
 
 def print_comparison(comparison: Comparison) -> None:

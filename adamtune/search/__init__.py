@@ -3,5 +3,6 @@
 from adamtune.search.studies import Asked as Asked
 from adamtune.search.studies import KnobStudy as KnobStudy
 from adamtune.search.studies import RungPruner as RungPruner
+from adamtune.search.studies import close_storage as close_storage
 from adamtune.search.studies import open_storage as open_storage
 from adamtune.search.studies import refuse_known_run as refuse_known_run

@@ -7,7 +7,9 @@ search is the same whatever trains it.
 
 from __future__ import annotations
 
+import json
 import math
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +17,13 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from optuna.pruners import BasePruner
 from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from adamtune.errors import InputError
 from adamtune.evidence import Direction
 from adamtune.knobs import Choice, Knob, Scale, Value
+from adamtune.search.journal import BufferedJournal
 from adamtune.trial import Outcome, TrialResult
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # it prints a line a trial; ours is the only voice in the terminal
@@ -31,18 +31,38 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)  # it prints a line a trial; 
 _POINT = "point"
 
 
+class JournalFile(JournalStorage):
+    """Optuna's journal storage in a file of one writer; `close` writes what waits to be."""
+
+    def __init__(self, path: Path) -> None:
+        """Go on with the journal at `path`, or begin it."""
+        self._file = BufferedJournal(str(path))
+        super().__init__(self._file)
+
+    def close(self) -> None:
+        """Leave the file complete; the storage can be used on."""
+        self._file.flush()
+
+
 def open_storage(url: str | None, journal: Path) -> BaseStorage:
-    """The storage of a sweep: an Optuna URL, or by default a journal file.
+    """The storage of a sweep: an Optuna URL, or by default a journal file. To be closed by `close_storage`.
 
     Raises `InputError` when the URL cannot be opened.
     """
     if url is None:
-        return JournalStorage(JournalFileBackend(str(journal)))
+        return JournalFile(journal)
     try:
         return optuna.storages.get_storage(url)
     except Exception as problem:  # SQLAlchemy's, the driver's or Optuna's own: all mean that the URL is no use
         reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
         raise InputError(f"the storage cannot be opened: {reason}; leave `storage` out for a file") from problem
+
+
+def close_storage(storage: BaseStorage) -> None:
+    """Write what waits to be written; after it the file, or database, is complete."""
+    if isinstance(storage, JournalFile):
+        storage.close()
+    storage.remove_session()
 
 
 def refuse_known_run(storage: BaseStorage, name: str) -> None:
@@ -52,30 +72,34 @@ def refuse_known_run(storage: BaseStorage, name: str) -> None:
         raise InputError(what)
 
 
-class RungPruner(BasePruner):
+class RungPruner:
     """Keeps the best points at every rung: one round of successive halving (Jamieson & Talwalkar 2016), run in step.
 
     A point is one setting of the knobs, tried on several seeds; its value at a rung is the mean over them, and its
-    trials stay or go together. To be asked after all trials of the round have reported the rung.
+    trials stay or go together. To be asked after all trials of the round have reported the rung. It is told values and
+    reads none from Optuna's trials, as Optuna's own pruners do: that takes longer with every trial a study has.
     """
 
-    def __init__(self, keep: float = 0.5) -> None:
+    def __init__(self, keep: float, direction: Direction) -> None:
         """Keep the share `keep` of the points, rounded up, and never fewer than two."""
-        self.keep = keep
+        self._keep, self._sign = keep, 1.0 if direction == "minimize" else -1.0
+        self._values: dict[int, dict[int, list[float]]] = {}
+        self._staying: dict[int, frozenset[int]] = {}
 
-    def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        """Whether `trial`'s point is outside the share that stays."""
-        step = trial.last_step
-        if step is None:
-            return False
-        values: dict[int, list[float]] = {}
-        for other in study.get_trials(deepcopy=False):
-            if _POINT in other.user_attrs and step in other.intermediate_values:
-                values.setdefault(other.user_attrs[_POINT], []).append(other.intermediate_values[step])
-        sign = 1.0 if study.direction == StudyDirection.MINIMIZE else -1.0
-        # Ties go to the point asked first, so that the choice does not hang on the order of a dict.
-        ranked = sorted(values, key=lambda point: (sign * sum(values[point]) / len(values[point]), point))
-        return trial.user_attrs[_POINT] not in ranked[: max(2, math.ceil(self.keep * len(ranked)))]
+    def report(self, step: int, point: int, value: float) -> None:
+        """Take what a trial of `point` measured at the rung `step`."""
+        self._values.setdefault(step, {}).setdefault(point, []).append(value)
+        self._staying.pop(step, None)
+
+    def stays(self, step: int, point: int) -> bool:
+        """Whether `point` is in the share that goes on beyond the rung `step`."""
+        if step not in self._staying:  # once a rung
+            values = self._values[step]
+            means = {each: sum(found) / len(found) for each, found in values.items()}
+            # Ties go to the point asked first, so that the choice does not hang on the order of a dict.
+            ranked = sorted(means, key=lambda each: (self._sign * means[each], each))
+            self._staying[step] = frozenset(ranked[: max(2, math.ceil(self._keep * len(ranked)))])
+        return point in self._staying[step]
 
 
 @dataclass(frozen=True)
@@ -87,8 +111,25 @@ class Asked:
     seed: int
 
 
+@dataclass
+class _Running:
+    """A trial that was asked for and has not been closed."""
+
+    trial: optuna.Trial | None
+    """None for one that was closed in an earlier sitting, and is only asked for again."""
+    point: int
+    reported: set[int]
+    """Rungs that Optuna knows its values at."""
+    last: int | None = None
+    """The rung it reported last."""
+
+
 class KnobStudy:
-    """One Optuna study over some knobs (none, where fixed recipes are measured)."""
+    """One Optuna study over some knobs (none, where fixed recipes are measured).
+
+    A study that exists is gone through again from its first trial: what is asked for is taken to be the trial that was
+    asked for at this place before, as long as seed, knobs and attributes agree. That is how a sweep resumes.
+    """
 
     def __init__(
         self,
@@ -99,7 +140,7 @@ class KnobStudy:
         sampler_seed: int,
         keep: float = 0.5,
     ) -> None:
-        """Create the study `name`, or go on with it where it exists. `keep`: see `RungPruner`."""
+        """Create the study `name`, or go through it again where it exists. `keep`: see `RungPruner`."""
         self._knobs = {knob.name: knob for knob in knobs}
         self._study = optuna.create_study(
             storage=storage,
@@ -107,9 +148,12 @@ class KnobStudy:
             direction=direction,
             load_if_exists=True,
             sampler=optuna.samplers.TPESampler(seed=sampler_seed),
-            pruner=RungPruner(keep),
+            pruner=optuna.pruners.NopPruner(),  # trials meet at rungs, and are compared there by ours
         )
-        self._trials: dict[int, optuna.Trial] = {}
+        self._pruner = RungPruner(keep, direction)
+        self._worst = math.inf if direction == "minimize" else -math.inf
+        self._former = deque(self._study.get_trials(deepcopy=False))
+        self._running: dict[int, _Running] = {}
         self._points = 0
 
     @property
@@ -125,32 +169,66 @@ class KnobStudy:
         point, self._points = self._points, self._points + 1
         asked = []
         for seed in seeds:
-            if values is not None:
-                self._study.enqueue_trial(dict(_as_parameter(self._knobs[name], v) for name, v in values.items()))
-            trial = self._study.ask(self._distributions(values))
+            kept = {_POINT: point, "seed": seed, **attrs}
+            former = self._again(values, kept)
+            if former is None:
+                trial = self._new(values, kept)
+                number, params = trial.number, trial.params
+                self._running[number] = _Running(trial, point, set())
+            else:
+                number, params = former.number, former.params
+                again = None if former.state.is_finished() else optuna.Trial(self._study, former._trial_id)
+                self._running[number] = _Running(again, point, set(former.intermediate_values))
             values = {
-                name: _from_parameter(knob, trial.params[_parameter(knob)])
+                name: _from_parameter(knob, params[_parameter(knob)])
                 for name, knob in self._knobs.items()
-                if _parameter(knob) in trial.params
+                if _parameter(knob) in params
             }
-            for key, attr in {_POINT: point, "seed": seed, **attrs}.items():
-                trial.set_user_attr(key, attr)
-            self._trials[trial.number] = trial
-            asked.append(Asked(trial.number, values, seed))
+            asked.append(Asked(number, values, seed))
         return asked
+
+    def _new(self, values: Mapping[str, Value] | None, attrs: Mapping[str, Any]) -> optuna.Trial:
+        if values is not None:
+            self._study.enqueue_trial(dict(_as_parameter(self._knobs[name], v) for name, v in values.items()))
+        trial = self._study.ask(self._distributions(values))
+        for key, attr in attrs.items():
+            trial.set_user_attr(key, attr)
+        return trial
+
+    def _again(self, values: Mapping[str, Value] | None, attrs: Mapping[str, Any]) -> FrozenTrial | None:
+        """The trial that an earlier sitting asked for at this place; None where it asked for none, or for another."""
+        if not self._former:
+            return None
+        former = self._former.popleft()
+        params = dict(_as_parameter(self._knobs[name], value) for name, value in (values or {}).items())
+        same = all(former.user_attrs.get(key) == json.loads(json.dumps(attr)) for key, attr in attrs.items())
+        if same and (values is None or former.params == params):
+            return former
+        for stale in (former, *self._former):  # rounding has led elsewhere, and these are not asked for any more
+            if not stale.state.is_finished():
+                self._study.tell(stale.number, state=TrialState.FAIL)
+        self._former.clear()
+        return None
 
     def report(self, asked: Asked, step: int, value: float) -> None:
         """Tell what a trial measured at a rung; a value that is not finite counts as the worst there is."""
-        worst = math.inf if self._study.direction == StudyDirection.MINIMIZE else -math.inf
-        self._trials[asked.number].report(value if math.isfinite(value) else worst, step)
+        running = self._running[asked.number]
+        value = value if math.isfinite(value) else self._worst
+        if running.trial is not None and step not in running.reported:
+            running.trial.report(value, step)
+        running.last = step
+        self._pruner.report(step, running.point, value)
 
     def should_prune(self, asked: Asked) -> bool:
         """Whether to stop a trial at the rung it has just reported; ask once all have reported it."""
-        return self._trials[asked.number].should_prune()
+        running = self._running[asked.number]
+        return running.last is not None and not self._pruner.stays(running.last, running.point)
 
     def tell(self, asked: Asked, result: TrialResult, value: float) -> None:
         """Close a trial. `value` counts only when it completed."""
-        trial = self._trials.pop(asked.number)
+        trial = self._running.pop(asked.number).trial
+        if trial is None:
+            return
         for key, attr in (("outcome", result.outcome), ("steps", result.steps), ("horizon", result.request.horizon)):
             trial.set_user_attr(key, attr)
         if result.outcome is Outcome.COMPLETED and math.isfinite(value):

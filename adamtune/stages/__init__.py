@@ -14,6 +14,7 @@ from adamtune.stages import (
     beta2,
     clip,
     eps,
+    findings,
     groups,
     lr,
     lr_range,
@@ -53,6 +54,7 @@ def _stage(name: StageName, module: ModuleType) -> Stage:
 _MODULES: dict[StageName, ModuleType] = {
     "lr_range": lr_range,
     "lr": lr,
+    "findings": findings,
     "portfolio": portfolio,
     "beta1": beta1,
     "eps": eps,

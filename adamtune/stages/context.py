@@ -10,7 +10,7 @@ from typing import Any
 
 from optuna.storages import BaseStorage
 
-from adamtune.engines import Engine, TrialBatch
+from adamtune.engines import Engine, FinishedTrials, ResumableBatch, ResumableEngine, TrialBatch
 from adamtune.errors import AdamtuneError
 from adamtune.evidence import LOOKS, Evidence, Verdict, settled, share_of_error, weigh
 from adamtune.groups import ParamGroup
@@ -115,15 +115,20 @@ class StageContext:
         name: str = "run",
         groups: Sequence[ParamGroup] = (),
         learned: Sequence[Start] = (),
+        finished: FinishedTrials | None = None,
+        stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`name` is the run's, for its studies; `on_trial` hears of every trial as it ends.
+        """`finished` has the trials of earlier sittings; `stop` tells at every rung whether to interrupt there.
+
+        `name` is the run's, for its studies; `on_trial` hears of every trial as it ends.
 
         `groups` are those that the spec's base recipe makes of the model, `learned` what former runs propose.
         """
         self.spec, self.budget, self.seeds, self.groups = spec, budget, seeds, tuple(groups)
         self.learned = tuple(learned)
         self.answers: dict[str, StageAnswer] = {}
-        self._name, self._engine, self._storage, self._on_trial = name, engine, storage, on_trial
+        self._name, self._storage, self._on_trial = name, storage, on_trial
+        self._engine = ResumableEngine(engine, finished, stop)
         self._studies: dict[str, KnobStudy] = {}
         self._confirmations = 0
         self._known: dict[tuple[str, int, int], TrialResult] = {}
@@ -182,9 +187,12 @@ class StageContext:
 
     def probed(self, recipe: Recipe) -> list[RungReport]:
         """The rungs of those records, which tell the step."""
+        return [rung for result in self.trained(recipe) for rung in result.rungs if rung.probe]
+
+    def trained(self, recipe: Recipe) -> list[TrialResult]:
+        """All trials of a recipe to the horizon until now."""
         mine = (recipe.training_key(), self.horizon)
-        results = [result for (key, _, horizon), result in self._known.items() if (key, horizon) == mine]
-        return [rung for result in results for rung in result.rungs if rung.probe]
+        return [result for (key, _, horizon), result in self._known.items() if (key, horizon) == mine]
 
     def rungs(self) -> list[int]:
         """Where full-length trials are evaluated: eight points of the curve, the horizon last."""
@@ -208,10 +216,7 @@ class StageContext:
         try:
             self._advance(batch, study, asked, rungs, prune_at)
         finally:  # whatever happens, what was trained is counted and kept
-            results = batch.results()
-            for trial, result in zip(asked, results, strict=True):
-                study.tell(trial, result, self.value(result))
-                self.keep(stage, study.name, trial.number, result)
+            results = self.close(stage, study, asked, batch)
         return results
 
     def _advance(
@@ -233,13 +238,31 @@ class StageContext:
                     if study.should_prune(asked[index]):
                         batch.prune(index)
 
-    def open(self, requests: Sequence[TrialRequest]) -> TrialBatch:
-        """Trials that are no race, such as the range test's; the caller tells the study and must `keep` the results."""
+    def open(self, requests: Sequence[TrialRequest]) -> ResumableBatch:
+        """Trials that are no race, such as the range test's; the caller must `close` them."""
         self.budget.claim(sum(request.horizon for request in requests))
         return self._engine.open(requests)
 
-    def keep(self, stage: str, study: str, number: int, result: TrialResult) -> None:
-        """Count and remember a trial that has ended."""
+    def close(
+        self,
+        stage: str,
+        study: KnobStudy,
+        asked: Sequence[Asked],
+        batch: ResumableBatch,
+        value: Callable[[TrialResult], float] | None = None,
+    ) -> list[TrialResult]:
+        """The results of a batch, counted, kept and told to the study with their objective, or `value` in its place.
+
+        Where the sweep was interrupted the trials stay open in the study: a later sitting goes through them again.
+        """
+        results = batch.results()
+        for trial, result in zip(asked, results, strict=True):
+            if not batch.interrupted:
+                study.tell(trial, result, (value or self.value)(result))
+            self._keep(stage, study.name, trial.number, result)
+        return results
+
+    def _keep(self, stage: str, study: str, number: int, result: TrialResult) -> None:
         self.budget.spent += result.steps
         request = result.request
         if request.ramp is None and result.outcome in (Outcome.COMPLETED, Outcome.DIVERGED):

@@ -86,10 +86,7 @@ def range_test(
             if why:
                 batch.prune(index)
                 ended[index] = f"{why} by lr {ramp.lr_at(report.step - 1):.2g}"
-    results = batch.results()
-    for trial, result in zip(asked, results, strict=True):
-        study.tell(trial, result, result.train_losses[-1] if result.train_losses else math.nan)
-        context.keep(NAME, study.name, trial.number, result)
+    results = context.close(NAME, study, asked, batch, _last_loss)
     lrs = [ramp.lr_at(step) for step in range(ramp.steps)]
     if validation:
         curve = read_curve(lrs[every - 1 :: every], losses, max(1.0, window / every))
@@ -99,6 +96,10 @@ def range_test(
         finite = [[loss for loss in result.train_losses if math.isfinite(loss)] for result in results]
         curve = read_curve(lrs, finite, window)
     return RangeTest(ramp, curve, tuple(results), _stopped(ended, results, ramp))
+
+
+def _last_loss(result: TrialResult) -> float:
+    return result.train_losses[-1] if result.train_losses else math.nan
 
 
 def why_stop(losses: list[float], window: float, past_the_end: bool) -> str:

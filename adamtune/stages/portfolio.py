@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from adamtune.engines import TrialBatch
+from adamtune.engines import ResumableBatch
 from adamtune.evidence import Verdict
 from adamtune.groups import ParamGroup
 from adamtune.knobs import KNOBS, Value
@@ -36,7 +36,7 @@ class _Racer:
     start: Start
     recipe: Recipe
     asked: Sequence[Asked]
-    batch: TrialBatch
+    batch: ResumableBatch
     rung: int = 0
     results: Sequence[TrialResult] = ()
 
@@ -129,10 +129,7 @@ def _race(
             search.tell(place, _advance(context, study, racer, rungs))
     finally:  # whatever happens, what was trained is counted and kept
         for racer in racers:
-            racer.results = racer.batch.results()
-            for trial, result in zip(racer.asked, racer.results, strict=True):
-                study.tell(trial, result, context.value(result))
-                context.keep(NAME, study.name, trial.number, result)
+            racer.results = context.close(NAME, study, racer.asked, racer.batch)
     return racers
 
 

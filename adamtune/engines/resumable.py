@@ -1,0 +1,148 @@
+"""An engine whose trials a later sitting need not train again: what ended is kept, and told again when it is asked for.
+
+A sweep asks for the same trials in the same order whenever it is begun, as long as they answer the same. So a sweep is
+resumed by beginning it again: the trials that ended before answer from the file, at once, and the first that did not is
+where training goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from adamtune.engines.batch import Engine, TrialBatch
+from adamtune.engines.finished import FinishedTrials
+from adamtune.history import Outcome, RungReport, TrialRequest, TrialResult
+
+
+class Interruption:
+    """Whether a sweep was interrupted, and is to be."""
+
+    def __init__(self, wanted: Callable[[], bool]) -> None:
+        """`wanted` is asked before training goes on."""
+        self._wanted = wanted
+        self.came = False
+
+    def check(self) -> None:
+        """Raise `KeyboardInterrupt` where the sweep is to stop."""
+        if self._wanted():
+            self.came = True
+            raise KeyboardInterrupt
+
+
+class ResumableBatch:
+    """Trials of which some are known; see `engines.TrialBatch`."""
+
+    def __init__(
+        self, engine: Engine, requests: Sequence[TrialRequest], finished: FinishedTrials, interruption: Interruption
+    ) -> None:
+        """Train with `engine` what is not in `finished`."""
+        self._engine, self._requests, self._finished, self._interruption = engine, requests, finished, interruption
+        self._places = [finished.place(request) for request in requests]
+        told = [finished.pop(place, request) for place, request in zip(self._places, requests, strict=True)]
+        self._known = {index: result for index, result in enumerate(told) if result is not None}
+        self._telling = set(self._known)
+        self._rungs: list[tuple[int, bool]] = []
+        self._trained: list[tuple[TrialBatch, list[int]]] = []
+        self._pruned: set[int] = set()
+        self._results: list[TrialResult] | None = None
+        new = [index for index in range(len(requests)) if index not in self._known]
+        if new:
+            self._trained.append((engine.open([requests[index] for index in new]), new))
+
+    def advance(self, to_step: int, evaluate: bool = True) -> list[RungReport | None]:
+        """See `TrialBatch.advance`. Raises `KeyboardInterrupt` in its place once the sweep is to stop."""
+        self._interruption.check()
+        reports: list[RungReport | None] = [None] * len(self._requests)
+        for index in sorted(self._telling):
+            if self._told_further(index, to_step):
+                reports[index] = self._tell(index)
+            else:
+                self._train_again(index)
+        self._rungs.append((to_step, evaluate))
+        try:
+            for batch, places in self._trained:
+                for index, report in zip(places, batch.advance(to_step, evaluate), strict=True):
+                    reports[index] = report
+        except BaseException:
+            self._interruption.came = True
+            raise
+        return reports
+
+    def prune(self, index: int) -> None:
+        """See `TrialBatch.prune`."""
+        self._pruned.add(index)
+        self._telling.discard(index)
+        for batch, places in self._trained:
+            if index in places:
+                batch.prune(places.index(index))
+
+    def results(self) -> list[TrialResult]:
+        """See `TrialBatch.results`. What has ended by now is kept for a later sitting."""
+        if self._results is None:
+            found = dict(self._known)
+            for batch, places in self._trained:
+                new = dict(zip(places, batch.results(), strict=True))
+                found |= new
+                ended = [(self._places[index], result) for index, result in new.items() if self._ended(index, result)]
+                self._finished.add(ended)
+            self._results = [found[index] for index in range(len(self._requests))]
+        return self._results
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the sweep ended while these trials trained: a later sitting goes through them again."""
+        return self._interruption.came
+
+    def _ended(self, index: int, result: TrialResult) -> bool:
+        if result.outcome is Outcome.FAILED:  # its worker died; the trial may do better
+            return False
+        return not self.interrupted or result.outcome is not Outcome.PRUNED or index in self._pruned
+
+    def _told_further(self, index: int, to_step: int) -> bool:
+        """Whether what is known of a trial goes as far as `to_step`, by the same rungs."""
+        result, rung = self._known[index], len(self._rungs)
+        if rung >= len(result.rungs):
+            return False
+        ended_there = rung == len(result.rungs) - 1 and result.outcome is Outcome.DIVERGED
+        return ended_there or result.rungs[rung].step == min(to_step, result.request.horizon)
+
+    def _tell(self, index: int) -> RungReport | None:
+        result, rung = self._known[index], len(self._rungs)
+        last = rung == len(result.rungs) - 1
+        if last and result.outcome in (Outcome.COMPLETED, Outcome.DIVERGED):
+            self._telling.discard(index)
+        return None if last and result.outcome is Outcome.DIVERGED else result.rungs[rung]
+
+    def _train_again(self, index: int) -> None:
+        """A trial that was pruned before, and goes on now: rounding has made another choice."""
+        self._telling.discard(index)
+        del self._known[index]
+        batch = self._engine.open([self._requests[index]])
+        for to_step, evaluate in self._rungs:
+            batch.advance(to_step, evaluate)
+        self._trained.append((batch, [index]))
+
+
+class ResumableEngine:
+    """Trains with another engine what no earlier sitting has trained."""
+
+    def __init__(
+        self, engine: Engine, finished: FinishedTrials | None = None, stop: Callable[[], bool] = lambda: False
+    ) -> None:
+        """`finished` keeps what ends; `stop` is asked before every rung whether to interrupt the sweep there."""
+        self.name = engine.name
+        self._engine, self._interruption = engine, Interruption(stop)
+        self._finished = finished if finished is not None else FinishedTrials()
+
+    def open(self, requests: Sequence[TrialRequest]) -> ResumableBatch:
+        """See `Engine.open`."""
+        return ResumableBatch(self._engine, requests, self._finished, self._interruption)
+
+    def facts(self) -> dict[str, Any]:
+        """See `Engine.facts`."""
+        return self._engine.facts()
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self._engine.close()

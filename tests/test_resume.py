@@ -1,0 +1,202 @@
+"""A sweep that was interrupted, killed or cut off goes on and ends as one that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas as pd
+import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from adamtune import rundir
+from adamtune.engines import FinishedTrials
+from adamtune.errors import RunDirError
+from adamtune.history import Outcome, RungReport, TrialRequest, TrialResult
+from adamtune.recipe import Recipe
+from adamtune.spec import Spec, load_spec
+from adamtune.sweeps import sweep
+
+SPEC = """
+task: {ref: "adamtune.tasks.digits:task", args: {hidden: 16}}
+horizon: 40
+budget: {trials: 34}
+seeds: 2
+stages: [lr_range, lr, portfolio]
+engine: sequential
+"""
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> Spec:
+    path = tmp_path_factory.mktemp("spec") / "spec.yaml"
+    path.write_text(SPEC)
+    return load_spec(path)
+
+
+@pytest.fixture(scope="module")
+def unbroken(spec: Spec, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    run = tmp_path_factory.mktemp("unbroken") / "run"
+    sweep(spec, run)
+    return told(run)
+
+
+def told(run: Path) -> dict[str, Any]:
+    """All that a run says, but for the time it took."""
+    result = json.loads((run / rundir.RESULT).read_text())
+    del result["wall_seconds"]
+    tables = {
+        name: pd.read_csv(run / name).drop(columns="seconds", errors="ignore").to_csv()
+        for name in (rundir.TRIALS, rundir.CURVES, rundir.PROBE)
+    }
+    storage = JournalStorage(JournalFileBackend(str(run / rundir.JOURNAL)))
+    studies = {
+        name: [
+            (trial.state, trial.params, trial.value, trial.user_attrs, trial.intermediate_values)
+            for trial in optuna.load_study(study_name=name, storage=storage).trials
+        ]
+        for name in sorted(optuna.get_all_study_names(storage))
+    }
+    return {"result": result, "tables": tables, "studies": studies}
+
+
+def stops_at(count: int) -> Callable[[], bool]:
+    asked = iter(range(1, 10_000))
+    return lambda: next(asked) == count
+
+
+def test_a_sweep_interrupted_at_many_rungs_ends_as_one_that_was_not(
+    spec: Spec, unbroken: dict[str, Any], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    sittings, at = 0, 3
+    while not (run / rundir.RESULT).exists():
+        try:
+            sweep(spec, run, stop=stops_at(at))
+        except KeyboardInterrupt:
+            sittings += 1
+            at += 9
+    assert sittings >= 4
+    assert told(run) == unbroken
+
+
+def test_a_sweep_killed_at_random_moments_ends_as_one_that_was_not(
+    spec: Spec, unbroken: dict[str, Any], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    text = tmp_path / "spec.yaml"
+    text.write_text(SPEC)
+    chance, kills = random.Random(0), 0
+    script = f"from adamtune.sweeps import sweep; print('begun', flush=True); sweep({str(text)!r}, {str(run)!r})"
+    for _ in range(3):
+        child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+        assert child.stdout is not None
+        child.stdout.readline()
+        finished = run / rundir.FINISHED
+        size = finished.stat().st_size if finished.exists() else 0
+        while child.poll() is None and (not finished.exists() or finished.stat().st_size == size):
+            time.sleep(0.01)  # until it has got further than it was
+        time.sleep(chance.uniform(0, 0.3))
+        child.kill()
+        child.wait()
+        child.stdout.close()
+        kills += child.returncode == -signal.SIGKILL
+    assert kills >= 1
+    if not (run / rundir.RESULT).exists():
+        sweep(spec, run)
+    assert told(run) == unbroken
+
+
+@pytest.mark.parametrize("name", [rundir.FINISHED, rundir.JOURNAL])
+def test_a_last_line_that_was_cut_short_is_dropped(
+    name: str, spec: Spec, unbroken: dict[str, Any], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        sweep(spec, run, stop=stops_at(20))
+    file = run / name
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) - 7])
+    sweep(spec, run)
+    assert told(run) == unbroken
+
+
+def test_trials_that_ended_are_not_trained_again(spec: Spec, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        sweep(spec, run, stop=stops_at(20))
+    known = len(FinishedTrials(run / rundir.FINISHED))
+    assert known > 3
+    sweep(spec, run)
+    lines = (run / rundir.FINISHED).read_text().splitlines()
+    places = [(json.loads(line)["key"], json.loads(line)["time"]) for line in lines]
+    assert len(places) == len(set(places)) == len(pd.read_csv(run / rundir.TRIALS))
+    assert f"resumed: {known} trials have ended before" in (run / rundir.LOG).read_text()
+
+
+def test_a_run_of_another_spec_is_not_gone_on_with(spec: Spec, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        sweep(spec, run, stop=stops_at(2))
+    other = spec.model_copy(update={"horizon": 50, "seeds": 3})
+    with pytest.raises(RunDirError, match=r"an unfinished run of another spec \(it differs in horizon, seeds\)"):
+        sweep(other, run)
+
+
+def test_a_finished_run_is_left_alone(spec: Spec, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in (rundir.SPEC, rundir.RESULT):
+        (run / name).write_text("x")
+    with pytest.raises(RunDirError, match="already holds a finished run"):
+        sweep(spec, run)
+    assert (run / rundir.RESULT).read_text() == "x"
+
+
+def test_a_finished_trial_is_kept_to_the_bit(tmp_path: Path) -> None:
+    request = TrialRequest(Recipe(), seed=3, horizon=4, probe=True)
+    losses = (0.1, float("nan"), 1e-320, float("inf"))
+    rung = RungReport(4, losses, {"loss": 0.1 + 0.2}, {"a/r/p50": float("nan")})
+    result = TrialResult(request, Outcome.COMPLETED, 4, (rung,), 0.25, "")
+    kept = FinishedTrials(tmp_path / "f")
+    kept.add([(kept.place(request), result), (kept.place(request), result)])
+    again = FinishedTrials(tmp_path / "f")
+    assert len(again) == 2
+    for _ in range(2):
+        found = again.pop(again.place(request), request)
+        assert repr(found) == repr(result)  # NaN is equal to nothing
+    assert again.pop(again.place(request), request) is None
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+def test_ctrl_c_says_how_to_go_on(presses: int, tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(SPEC.replace("trials: 34", "trials: 200").replace("horizon: 40", "horizon: 400"))
+    script = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from adamtune.cli.app import run; sys.exit(run(['sweep', 's.yaml', '--run-dir', 'r']))"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not (tmp_path / "r" / rundir.FINISHED).exists():
+        time.sleep(0.05)
+        assert child.poll() is None
+    for _ in range(presses):
+        os.kill(child.pid, signal.SIGINT)
+        time.sleep(0.2)
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert "adamtune sweep s.yaml --run-dir r goes on from there" in err
+    assert "Traceback" not in out + err
+    if presses == 1:
+        assert "stopping after this rung; press Ctrl-C again to stop at once" in out + err

@@ -1,0 +1,107 @@
+"""What rules are reckoned by, and what they do where they are told little; `test_planted` has them on trainings."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from adamtune.diagnose import RULES, Observed, Rule, Severity, findings
+from adamtune.diagnose.rules.eps_size import largest_r
+from adamtune.diagnose.rules.frozen_group import r_of_noise
+from adamtune.diagnose.rules.oscillation import flips_of_noise
+from adamtune.probe import AdamProbe
+from adamtune.recipe import GroupRule, Match, Recipe
+
+
+def stepped(gradients: list[Tensor], betas: tuple[float, float] = (0.9, 0.999), lr: float = 1e-3) -> AdamProbe:
+    """torch's Adam fed with these gradients, probed at every step."""
+    param = torch.nn.Parameter(torch.ones_like(gradients[0]))
+    optimizer = torch.optim.Adam([{"params": [param], "name": "default"}], lr=lr, betas=betas)
+    probe = AdamProbe(optimizer)
+    for gradient in gradients:
+        param.grad = gradient
+        optimizer.step()
+        probe.step()
+    return probe
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_a_rule_that_is_told_nothing_finds_nothing(rule: Rule) -> None:
+    assert list(rule.find(Observed())) == []
+    assert list(rule.find(Observed(records=[(8, {"default/grad_norm": 1.0})], recipe=Recipe.default()))) == []
+
+
+@given(
+    st.lists(st.floats(-1e3, 1e3, allow_subnormal=False), min_size=1, max_size=30),
+    st.floats(0.0, 0.99),
+    st.floats(0.5, 0.9999),
+)
+def test_no_gradients_give_an_r_above_the_largest(gradients: list[float], beta1: float, beta2: float) -> None:
+    m = v = 0.0
+    for gradient in gradients:
+        m, v = beta1 * m + (1 - beta1) * gradient, beta2 * v + (1 - beta2) * gradient**2
+    steps = len(gradients)
+    if v < 1e-200:
+        return
+    r = abs(m) / (1 - beta1**steps) / math.sqrt(v / (1 - beta2**steps))
+    assert r <= largest_r(beta1, beta2, steps) * (1 + 1e-6)
+
+
+def test_the_largest_r_is_reached() -> None:
+    # Cauchy and Schwarz hold with equality for gradients in proportion to (beta1 / beta2)^k.
+    gradients = [torch.tensor([(0.9 / 0.999) ** (20 - k)]) for k in range(1, 21)]
+    r = stepped(gradients).records[-1][1]["default/r/p50"]
+    assert r == pytest.approx(largest_r(0.9, 0.999, 20), rel=1e-4)
+
+
+@pytest.mark.parametrize("beta1", [0.3, 0.9])
+def test_noise_flips_m_and_makes_r_as_said(beta1: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    probe = stepped([torch.randn(4000, generator=generator) for _ in range(60)], (beta1, 0.999))
+    flips = [record["default/flips"] for step, record in probe.records if step > 30]
+    assert sum(flips) / len(flips) == pytest.approx(flips_of_noise(beta1), abs=0.01)
+    r = [record["default/r/p50"] for step, record in probe.records if step > 30]
+    assert sum(r) / len(r) == pytest.approx(r_of_noise(beta1), rel=0.05)
+
+
+def test_gradients_that_alternate_are_told_as_an_oscillation() -> None:
+    probe = stepped([torch.ones(8) * (-1) ** k for k in range(20)], (0.3, 0.999), lr=0.05)
+    recipe = Recipe.default().with_knob("beta1", 0.3)
+    found = findings(Observed(records=probe.records, recipe=recipe))
+    assert [(finding.rule, finding.severity) for finding in found] == [("oscillation", Severity.NOTE)]
+
+
+def test_a_group_that_is_held_on_purpose_is_not_called_frozen() -> None:
+    probe = stepped([torch.ones(8)] * 20, lr=0.0)
+    assert findings(Observed(records=probe.records, recipe=Recipe.default())) == []
+
+
+def test_a_small_lr_on_turning_gradients_is_a_note_as_in_fine_tuning() -> None:
+    generator = torch.Generator().manual_seed(0)
+    probe = stepped([torch.randn(4000, generator=generator) for _ in range(40)], lr=1e-5)
+    found = findings(Observed(records=probe.records[20:], recipe=Recipe.default()))
+    assert [(finding.rule, finding.severity) for finding in found] == [("frozen-group", Severity.NOTE)]
+
+
+def test_a_frozen_group_with_a_rule_of_its_own_gets_its_lr_mult_back() -> None:
+    rule = GroupRule(name="slow", match=Match(params=("slow*",)), lr_mult=1e-3)
+    recipe = Recipe(lr=1e-2, groups=(rule,))
+    params = {name: torch.nn.Parameter(torch.ones(8)) for name in ("slow", "default")}
+    optimizer = torch.optim.Adam(
+        [{"params": [param], "name": name, "lr": 1e-5 if name == "slow" else 1e-2} for name, param in params.items()]
+    )
+    probe = AdamProbe(optimizer)
+    for _ in range(40):
+        for param in params.values():
+            param.grad = torch.ones(8)
+        optimizer.step()
+        probe.step()
+    found = findings(Observed(records=probe.records, recipe=recipe))
+    assert [(finding.rule, finding.group, dict(finding.remedy)) for finding in found] == [
+        ("frozen-group", "slow", {"groups.slow.lr_mult": 0.1})  # at most a hundred times
+    ]
