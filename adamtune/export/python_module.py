@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import pprint
+import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 from adamtune import groups, handover
@@ -13,12 +15,24 @@ from adamtune.recipe import GroupRule, Recipe, Schedule, WarmupSteps
 _CLASSES = {"adamw": "AdamW", "adam": "Adam", "sgd": "SGD"}
 
 
-def python_module(recipe: Recipe) -> str:
-    """Source of a module with `build_optimizer(model, total_steps)`, which builds what `Recipe.build` builds."""
+def python_module(
+    recipe: Recipe,
+    *,
+    title: str = "Optimizer recipe, written by adamtune. Needs torch only.",
+    use: str | None = None,
+    imports: Sequence[str] = (),
+    more: str = "",
+) -> str:
+    """Source of a module with `build_optimizer(model, total_steps)`, which builds what `Recipe.build` builds.
+
+    A companion of another format is this module with a `title` of its own, what it needs beside torch (`imports`, one
+    line each), what it adds (`more`, source) and how that is used (`use`, plain text for the docstring, in place of the
+    training loop).
+    """
     by_kind = any(rule.match.kind for rule in recipe.groups)
     parts = [
-        _header(recipe),
-        _imports(recipe, by_kind),
+        _header(recipe, title, use or _loop(recipe)),
+        "\n".join([_imports(recipe, by_kind), *imports]),
         _constants(recipe),
         _build(recipe),
         _multiplier(recipe.schedule),
@@ -35,10 +49,12 @@ def python_module(recipe: Recipe) -> str:
                 for part in (groups.trainable, groups.kinds, groups._acts_as_norm, groups._divides_out_scale)
             ),
         ]
+    if more:
+        parts.append(more)
     return "\n\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
-def _header(recipe: Recipe) -> str:
+def _header(recipe: Recipe, title: str, use: str) -> str:
     about = recipe.provenance
     measured = ""
     if about.get("default") is not None and about.get("recommended") is not None:
@@ -47,23 +63,28 @@ def _header(recipe: Recipe) -> str:
             f"{_plain(about.get('objective'))} {_plain(about['default'])} with the default recipe,\n"
             f"{_plain(about['recommended'])} with this one (means over fresh seeds)."
         )
-    clip = "\n        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)" if recipe.clip_norm else ""
-    if clip and recipe.precision == "fp16":
-        clip += "  # after scaler.unscale_(optimizer)"
     switch = (
         f" After {recipe.switch.at:g} of them the optimizer goes over to SGD by itself.\n" if recipe.switch else " "
     )
-    return f'''"""Optimizer recipe, written by adamtune. Needs torch only.{measured}
+    used = textwrap.indent(use.strip("\n"), "    ")
+    return f'''"""{title}{measured}
 
-    optimizer, scheduler = build_optimizer(model, total_steps)
-    for batch in batches:
-        loss(model, batch).backward(){clip}
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad()
+{used}
 
 total_steps counts optimizer steps.{switch}Weight decay follows torch: each step shrinks a weight by lr * weight_decay.
 """'''
+
+
+def _loop(recipe: Recipe) -> str:
+    clip = "\n    torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)" if recipe.clip_norm else ""
+    if clip and recipe.precision == "fp16":
+        clip += "  # after scaler.unscale_(optimizer)"
+    return f"""optimizer, scheduler = build_optimizer(model, total_steps)
+for batch in batches:
+    loss(model, batch).backward(){clip}
+    optimizer.step()
+    scheduler.step()
+    optimizer.zero_grad()"""
 
 
 def _plain(value: Any) -> str:
