@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adamtune.errors import ExportError
-from adamtune.export import python_module, recipe_yaml
+from adamtune.export import accelerate, deepspeed, hf, lightning, python_module, recipe_yaml
 from adamtune.export.format import Context, Format, Settings, Unsaid
 from adamtune.export.text import text_of
 from adamtune.recipe import Recipe, load_recipe
@@ -15,7 +15,9 @@ from adamtune.yaml_text import nearest
 
 __all__ = ["FORMATS", "Context", "Export", "Format", "Settings", "Unsaid", "export_recipe", "recipe_of", "write_export"]
 
-FORMATS: dict[str, Format] = {format.name: format for format in (python_module.FORMAT, recipe_yaml.FORMAT)}
+FORMATS: dict[str, Format] = {
+    part.FORMAT.name: part.FORMAT for part in (python_module, recipe_yaml, hf, accelerate, deepspeed, lightning)
+}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from adamtune import groups, handover
 from adamtune.export.format import Context, Format, Settings
-from adamtune.recipe import GroupRule, Recipe, Schedule, WarmupSteps
+from adamtune.recipe import GroupRule, Recipe, Schedule, Switch, WarmupSteps
 
 _CLASSES = {"adamw": "AdamW", "adam": "Adam", "sgd": "SGD"}
 
@@ -161,7 +161,7 @@ def _build(recipe: Recipe) -> str:
     made = f"""    optimizer = {optimizer}(groups, lr=DEFAULT["lr"])
     return optimizer, LambdaLR(optimizer, lambda step: lr_multiplier(step, total_steps))"""
     if recipe.switch:
-        first = f"max(1, min(round({recipe.switch.at!r} * total_steps), total_steps - 1))"
+        first = switch_at_source(recipe.switch, "total_steps")
         momentum = repr(recipe.switch.momentum)
         made = f"""    switch_at = {first}  # SGD's first update
     optimizer = AdamThenSGD(groups, {optimizer}, switch_at, DEFAULT["lr"], DEFAULT["sgd_lr"], momentum={momentum})
@@ -173,6 +173,11 @@ def build_optimizer(model: nn.Module, total_steps: int) -> tuple[torch.optim.Opt
     """Optimizer and scheduler for a run of total_steps optimizer steps; call scheduler.step() after every step."""
 {grouped}
 {made}'''
+
+
+def switch_at_source(switch: Switch, total_steps: str) -> str:
+    """`adamtune.schedule.switch_step` as an expression of the variable that is called `total_steps`."""
+    return f"max(1, min(round({switch.at!r} * {total_steps}), {total_steps} - 1))"
 
 
 def _multiplier(schedule: Schedule) -> str:
