@@ -64,6 +64,12 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
 class _Dumper(yaml.SafeDumper):
     """SafeDumper whose floats every YAML reader takes for floats: `1.0e-05`, never `1e-05`."""
 
+    def serialize(self, node: yaml.Node) -> None:
+        """Write a document: a line a key at its top, also where it holds nothing nested."""
+        if isinstance(node, yaml.MappingNode) and node.value:
+            node.flow_style = False
+        super().serialize(node)
+
 
 def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
     if not math.isfinite(value):

@@ -262,3 +262,8 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path, con
 def test_a_folder_is_not_read_as_a_file(tmp_path: Path) -> None:
     with pytest.raises(DocumentError, match="folder"):
         yaml_text.read(tmp_path)
+
+
+def test_a_flat_mapping_has_a_line_for_every_key() -> None:
+    assert yaml_text.dump({"lr": 1e-05, "betas": [0.9, 0.99]}) == "lr: 1.0e-05\nbetas: [0.9, 0.99]\n"
+    assert yaml_text.dump({"lr": 1e-05, "optim": "sgd"}) == "lr: 1.0e-05\noptim: sgd\n"
