@@ -7,8 +7,8 @@ then all that is needed, with `mixed_precision`, `gradient_accumulation_steps` a
 from __future__ import annotations
 
 from adamtune.export import deepspeed
+from adamtune.export.companion import companion
 from adamtune.export.format import Context, Format, Settings
-from adamtune.export.python_module import python_module
 from adamtune.recipe import Recipe
 
 
@@ -40,24 +40,22 @@ _PREPARE = '''def prepare(
 
 
 def _companion(recipe: Recipe, context: Context) -> str:
-    clip = (
-        "\n        if accelerator.sync_gradients:"
-        "\n            accelerator.clip_grad_norm_(model.parameters(), CLIP_NORM)"
-        if recipe.clip_norm
-        else ""
-    )
-    return python_module(
+    clip = """
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(model.parameters(), CLIP_NORM)"""
+    return companion(
         recipe,
-        title="accelerator.prepare with the optimizer recipe, written by adamtune.",
-        use=f"""model, optimizer, scheduler, batches = prepare(accelerator, model, total_steps, batches)
-for batch in batches:
-    with accelerator.accumulate(model):
-        accelerator.backward(loss(model, batch)){clip}
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad()""",
+        f"""In place of accelerator.prepare; accelerator has mixed_precision and gradient_accumulation_steps as below:
+
+    model, optimizer, scheduler, batches = prepare(accelerator, model, total_steps, batches)
+    for batch in batches:
+        with accelerator.accumulate(model):
+            accelerator.backward(loss(model, batch)){clip if recipe.clip_norm else ""}
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()""",
+        _PREPARE,
         imports=["", "from accelerate import Accelerator", "from accelerate.scheduler import AcceleratedScheduler"],
-        more=_PREPARE,
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from adamtune.export import unsayable
+from adamtune.export import told, unsayable
 from adamtune.export.companion import companion
 from adamtune.export.format import Context, Format, Settings, Unsaid
 from adamtune.recipe import GroupRule, Recipe, WarmupSteps
@@ -73,18 +73,12 @@ def _substrings(rule: GroupRule) -> list[str]:
 
 def _schedule(recipe: Recipe, context: Context) -> dict[str, Any]:
     schedule = recipe.schedule
-    said: dict[str, Any]
-    if schedule.kind == "constant" or schedule.floor == 1.0:
-        said = {"lr_scheduler": "constant_with_warmup"}
-    elif schedule.kind == "linear" and schedule.floor:
-        said = {
-            "lr_scheduler": "polynomial",
-            "lr_scheduler_kwargs": {"lr_end": recipe.lr * schedule.floor, "power": 1.0},
-        }
-    elif schedule.kind == "linear":
-        said = {"lr_scheduler": "linear"}
-    else:
-        said = {"lr_scheduler": "cosine"} | ({"cosine_min_lr_ratio": schedule.floor} if schedule.floor else {})
+    name, kwargs = told.transformers_schedule(recipe, context.total_steps)
+    said: dict[str, Any] = {"lr_scheduler": name}
+    if name == "cosine_with_min_lr":
+        said = {"lr_scheduler": "cosine", "cosine_min_lr_ratio": schedule.floor}  # axolotl's own word for it
+    elif kwargs:
+        said["lr_scheduler_kwargs"] = kwargs
     if context.total_steps is not None:
         return said | {"warmup_steps": warmup_steps(schedule, context.total_steps), "max_steps": context.total_steps}
     if isinstance(schedule.warmup, WarmupSteps):
@@ -93,11 +87,9 @@ def _schedule(recipe: Recipe, context: Context) -> dict[str, Any]:
 
 
 def _unsaid(recipe: Recipe, context: Context) -> Iterator[Unsaid]:
-    if recipe.optimizer == "adam" and unsayable.decays(recipe):
-        yield Unsaid("optimizer", "transformers' Adam is AdamW, which decays weights apart from the gradient")
+    yield from unsayable.plain_adam(recipe, "transformers")
     yield from _unsaid_groups(recipe)
-    if recipe.schedule.kind == "step":
-        yield from unsayable.curve(recipe.schedule, "lr decays by cosine")
+    yield from unsayable.step_decay(recipe, "axolotl")
     written = _schedule(recipe, context)
     if written.get("warmup_steps") == 1:
         yield Unsaid("warmup", "axolotl makes 2 updates of 1")
@@ -110,8 +102,7 @@ def _unsaid(recipe: Recipe, context: Context) -> Iterator[Unsaid]:
 
 def _unsaid_groups(recipe: Recipe) -> Iterator[Unsaid]:
     embedding, named = _embedding_rule(recipe), _named_rules(recipe)
-    no_decay = unsayable.no_decay_rules(recipe)
-    for unsaid in unsayable.groups(recipe, no_decay, "axolotl knows lr groups only; here all weights are alike"):
+    for unsaid in unsayable.groups_but_decay(recipe, "axolotl knows lr groups only; here all weights are alike"):
         _, group, *key = unsaid.knob.split(".")
         if key != ["lr_mult"]:
             yield unsaid
@@ -124,7 +115,7 @@ def _unsaid_groups(recipe: Recipe) -> Iterator[Unsaid]:
             yield Unsaid(unsaid.knob, "lr_groups leave biases, norms, embed_tokens and lm_head as they are")
         else:
             yield unsaid
-    yield from unsayable.own_exemption(recipe, "axolotl", "biases and norms")
+    yield from unsayable.decay(recipe, "axolotl")
     if (embedding or named) and unsayable.decays(recipe) and not _embeddings_undecayed(recipe, embedding):
         yield Unsaid("weight_decay", "with lr groups axolotl takes it from embed_tokens and lm_head too")
 
@@ -150,7 +141,13 @@ def _companion(recipe: Recipe, context: Context) -> str:
 
     def create_lr_scheduler(self, cfg, trainer, optimizer, num_training_steps):
         return scheduler_for(optimizer, num_training_steps)'''
-    return companion(recipe, usage, glue, "from axolotl.integrations.base import BasePlugin")
+    return companion(
+        recipe,
+        usage,
+        glue,
+        pieces=("optimizer_for", "scheduler_for"),
+        imports=["", "from axolotl.integrations.base import BasePlugin"],
+    )
 
 
 FORMAT = Format(

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from adamtune.export import unsayable
+from adamtune.export.companion import companion
 from adamtune.export.format import Context, Format, Settings, Unsaid
-from adamtune.export.python_module import python_module
-from adamtune.export.unsaid import groups_unsaid, schedule_unsaid, switch_unsaid
 from adamtune.recipe import Recipe, WarmupSteps
 from adamtune.schedule import warmup_steps
 
@@ -39,9 +39,9 @@ def settings(recipe: Recipe, context: Context) -> Settings:
     if recipe.optimizer == "sgd":
         values["zero_allow_untested_optimizer"] = True  # ZeRO refuses SGD otherwise
     unsaid = [
-        *groups_unsaid(recipe, "DeepSpeed's configuration has one for all parameters"),
+        *unsayable.groups(recipe, "DeepSpeed's configuration has one for all parameters"),
         *of_schedule,
-        *switch_unsaid(recipe, "DeepSpeed keeps its optimizer to the end"),
+        *unsayable.switch(recipe, "DeepSpeed"),
     ]
     return Settings(values, tuple(unsaid))
 
@@ -59,10 +59,7 @@ def _optimizer(recipe: Recipe) -> dict[str, Any]:
 
 def _scheduler(recipe: Recipe, context: Context) -> tuple[dict[str, Any] | None, list[Unsaid]]:
     schedule = recipe.schedule
-    unsaid: list[Unsaid] = []
-    if schedule.kind == "step":
-        why = "DeepSpeed has no schedule in steps; lr stays constant after the warmup"
-        unsaid += schedule_unsaid(recipe, why, ("schedule", "floor", "milestones", "gamma"))
+    unsaid = list(unsayable.step_decay(recipe, "DeepSpeed"))
     if schedule.kind in ("constant", "step"):
         steps = _warmup_only(recipe, context)
         if steps == 0:
@@ -119,15 +116,16 @@ _INITIALIZE = '''def initialize(
 
 
 def _companion(recipe: Recipe, context: Context) -> str:
-    return python_module(
+    return companion(
         recipe,
-        title="deepspeed.initialize with the optimizer recipe that its configuration cannot say, written by adamtune.",
-        use="""engine, optimizer, _, scheduler = initialize(model, total_steps, config="ds_config.json")
-for batch in batches:
-    engine.backward(loss(engine, batch))
-    engine.step()  # steps the scheduler too""",
+        """In place of deepspeed.initialize, with the configuration written beside this module:
+
+    engine, optimizer, _, scheduler = initialize(model, total_steps, config="ds_config.json")
+    for batch in batches:
+        engine.backward(loss(engine, batch))
+        engine.step()  # steps the scheduler too""",
+        _INITIALIZE,
         imports=["", "import deepspeed"],
-        more=_INITIALIZE,
     )
 
 

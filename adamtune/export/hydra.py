@@ -9,26 +9,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from adamtune.export import unsayable
+from adamtune.export import told, unsayable
 from adamtune.export.companion import companion
 from adamtune.export.format import Context, Format, Settings, Unsaid
 from adamtune.recipe import Recipe
 from adamtune.schedule import warmup_steps
 
-_CLASSES = {"adamw": "AdamW", "adam": "Adam", "sgd": "SGD"}
+_FUNCTIONS = {
+    "constant_with_warmup": "get_constant_schedule_with_warmup",
+    "linear": "get_linear_schedule_with_warmup",
+    "polynomial": "get_polynomial_decay_schedule_with_warmup",
+    "cosine": "get_cosine_schedule_with_warmup",
+    "cosine_with_min_lr": "get_cosine_with_min_lr_schedule_with_warmup",
+}
+"""What transformers' schedules are called as functions (`TYPE_TO_SCHEDULER_FUNCTION`)."""
 
 
 def _settings(recipe: Recipe, context: Context) -> Settings:
-    optimizer: dict[str, Any] = {
-        "_target_": f"torch.optim.{_CLASSES[recipe.optimizer]}",
-        "_partial_": True,
-        "lr": recipe.lr,
-    }
-    if recipe.optimizer == "sgd":
-        optimizer["momentum"] = recipe.momentum
-    else:
-        optimizer |= {"betas": list(recipe.betas), "eps": recipe.eps}
-    optimizer["weight_decay"] = recipe.weight_decay
+    optimizer = _node(told.torch_class(recipe), **told.torch_arguments(recipe))
     values = {"optimizer": optimizer, "scheduler": _scheduler(recipe, context)}
     return Settings(values, tuple(_unsaid(recipe, context)))
 
@@ -42,19 +40,11 @@ def _scheduler(recipe: Recipe, context: Context) -> dict[str, Any] | None:
     if schedule.kind == "step":
         steps = [unsayable.first_step_at(fraction, total) for fraction in schedule.milestones]
         return _node("torch.optim.lr_scheduler.MultiStepLR", milestones=steps, gamma=schedule.gamma)
-    if schedule.kind == "constant" or schedule.floor == 1.0:  # transformers' polynomial must end below its start
-        return _node("transformers.get_constant_schedule_with_warmup", num_warmup_steps=warmup)
-    kind = {
-        ("linear", False): ("get_linear_schedule_with_warmup", {}),
-        ("linear", True): (
-            "get_polynomial_decay_schedule_with_warmup",
-            {"lr_end": recipe.lr * schedule.floor, "power": 1.0},
-        ),
-        ("cosine", False): ("get_cosine_schedule_with_warmup", {}),
-        ("cosine", True): ("get_cosine_with_min_lr_schedule_with_warmup", {"min_lr_rate": schedule.floor}),
-    }
-    name, own = kind[schedule.kind, schedule.floor > 0.0]
-    return _node(f"transformers.{name}", num_warmup_steps=warmup, num_training_steps=total, **own)
+    name, kwargs = told.transformers_schedule(recipe, total)
+    lengths = {"num_warmup_steps": warmup}
+    if name != "constant_with_warmup":
+        lengths["num_training_steps"] = total
+    return _node(f"transformers.{_FUNCTIONS[name]}", **lengths, **(kwargs or {}))
 
 
 def _node(target: str, **arguments: Any) -> dict[str, Any]:
@@ -62,7 +52,7 @@ def _node(target: str, **arguments: Any) -> dict[str, Any]:
 
 
 def _unsaid(recipe: Recipe, context: Context) -> Iterator[Unsaid]:
-    yield from unsayable.groups(recipe, (), "one optimizer node gives all weights one lr, betas, eps and weight decay")
+    yield from unsayable.groups(recipe, "one optimizer node gives all weights one lr, betas, eps and weight decay")
     if recipe.schedule.kind == "step":
         if recipe.schedule.warmup and warmup_steps(recipe.schedule, context.needs_total_steps("hydra", "warmup")):
             yield Unsaid("warmup", "torch's MultiStepLR has none; lr starts at its peak")
@@ -84,7 +74,7 @@ def _companion(recipe: Recipe, context: Context) -> str:
     scheduler: {_target_: NAME.scheduler_for, _partial_: true, total_steps: ...}
 
 CLIP_NORM, PRECISION and ACCUMULATE are for the training loop to read."""
-    return companion(recipe, usage)
+    return companion(recipe, usage, pieces=("optimizer_for", "scheduler_for"))
 
 
 FORMAT = Format(

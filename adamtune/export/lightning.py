@@ -7,26 +7,17 @@ whole run in its first few.
 
 from __future__ import annotations
 
-from typing import Any
-
+from adamtune.export import told, unsayable
+from adamtune.export.companion import companion
 from adamtune.export.format import Context, Format, Settings
-from adamtune.export.python_module import python_module
-from adamtune.export.unsaid import groups_unsaid, schedule_unsaid, switch_unsaid
 from adamtune.recipe import Recipe
 
-_CLASSES = {"adamw": "torch.optim.AdamW", "adam": "torch.optim.Adam", "sgd": "torch.optim.SGD"}
 _PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
 def _settings(recipe: Recipe, context: Context) -> Settings:
-    own: dict[str, Any] = {"betas": list(recipe.betas), "eps": recipe.eps}
-    if recipe.optimizer == "sgd":
-        own = {"momentum": recipe.momentum}
     values = {
-        "optimizer": {
-            "class_path": _CLASSES[recipe.optimizer],
-            "init_args": {"lr": recipe.lr} | own | {"weight_decay": recipe.weight_decay},
-        },
+        "optimizer": {"class_path": told.torch_class(recipe), "init_args": told.torch_arguments(recipe)},
         "trainer": {
             "gradient_clip_val": recipe.clip_norm,
             "gradient_clip_algorithm": "norm",
@@ -35,11 +26,13 @@ def _settings(recipe: Recipe, context: Context) -> Settings:
         },
     }
     unsaid = [
-        *groups_unsaid(recipe, "LightningCLI gives the optimizer all parameters as one group"),
-        *schedule_unsaid(
-            recipe, "LightningCLI would step a scheduler once an epoch; none is written, lr stays constant"
+        *unsayable.groups(recipe, "LightningCLI gives the optimizer all parameters as one group"),
+        *unsayable.schedule(
+            recipe,
+            "LightningCLI would step a scheduler once an epoch; none is written, lr stays constant",
+            ("schedule", "warmup", "floor", "milestones", "gamma"),
         ),
-        *switch_unsaid(recipe, "Lightning keeps its optimizer to the end"),
+        *unsayable.switch(recipe, "Lightning"),
     ]
     return Settings(values, tuple(unsaid))
 
@@ -67,17 +60,18 @@ class RecipeCLI(LightningCLI):
 
 
 def _companion(recipe: Recipe, context: Context) -> str:
-    return python_module(
+    return companion(
         recipe,
-        title="Lightning with the optimizer recipe that YAML cannot say, written by adamtune.",
-        use="""RecipeCLI(MyModule, MyData)  # in place of LightningCLI, with the YAML file written beside this module
+        """In place of LightningCLI, with the YAML file written beside this module:
 
-Without the command line interface, in the LightningModule:
+    RecipeCLI(MyModule, MyData)
 
-def configure_optimizers(self):
-    return configured(self)  # or configured(self, self.net), where net is what the recipe was tuned on""",
+Or, without the command line interface, in the LightningModule (self.net where the recipe was tuned on that alone):
+
+    def configure_optimizers(self):
+        return configured(self)""",
+        _CLI,
         imports=["", "from lightning.pytorch import LightningModule", "from lightning.pytorch.cli import LightningCLI"],
-        more=_CLI,
     )
 
 

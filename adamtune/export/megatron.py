@@ -45,11 +45,11 @@ def _unsaid(recipe: Recipe, warmup: int, total: int) -> Iterator[Unsaid]:
     if recipe.optimizer == "adam" and unsayable.decays(recipe):
         why = "--optimizer adam is AdamW; set OptimizerConfig.decoupled_weight_decay to False in your script"
         yield Unsaid("optimizer", why)
-    why = "Megatron-LM gives all weights one lr, betas, eps and weight decay"
-    yield from unsayable.groups(recipe, unsayable.no_decay_rules(recipe), why)
-    yield from unsayable.own_exemption(recipe, "Megatron-LM", "biases and one-dimensional parameters")
+    why = "Megatron-LM gives all weights one lr, betas and eps"
+    yield from unsayable.groups_but_decay(recipe, why)
+    yield from unsayable.decay(recipe, "Megatron-LM", "bias and nothing of one dimension")
     if recipe.schedule.kind == "step":
-        yield from unsayable.curve(recipe.schedule, "lr decays by cosine to --min-lr")
+        yield from unsayable.schedule(recipe, "Megatron-LM has no step decay; lr decays by cosine to --min-lr")
     if warmup >= total:
         yield Unsaid("warmup", f"must be shorter than the run: {total - 1} updates written, not {warmup}")
     if recipe.precision != "fp32":
@@ -125,7 +125,8 @@ stay Megatron's own: a switch to SGD is not made."""
     by_kind = any(rule.match.kind for rule in recipe.groups)
     constants = f"TOTAL_STEPS = {total}\nFLOOR = {recipe.schedule.floor!r}\nOWN = {own!r}"
     layers = _LAYERS.format(body=_LAYERS_BY_KIND if by_kind else "")
-    return companion(recipe, usage, "\n\n\n".join([constants, layers, _OVERRIDES]))
+    alone = recipe.model_copy(update={"switch": None})
+    return companion(alone, usage, "\n\n\n".join([constants, layers, _OVERRIDES]), pieces=["optimizer_for"])
 
 
 FORMAT = Format(

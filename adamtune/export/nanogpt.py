@@ -43,15 +43,14 @@ def _unsaid(recipe: Recipe, warmup: int) -> Iterator[Unsaid]:
     if recipe.optimizer == "sgd":
         yield Unsaid("optimizer", "nanoGPT always runs AdamW, for which this lr is not meant: take the companion")
         yield Unsaid("momentum", "AdamW's beta1 stands in its place")
-    elif recipe.optimizer == "adam" and unsayable.decays(recipe):
-        yield Unsaid("optimizer", "nanoGPT always runs AdamW, which decays weights apart from the gradient")
+    yield from unsayable.plain_adam(recipe, "nanoGPT")
     if recipe.optimizer != "sgd" and recipe.eps != _TORCH_EPS:
         yield Unsaid("eps", f"nanoGPT leaves it at torch's {_TORCH_EPS:g}")
-    why = "nanoGPT sets one lr, betas and weight decay for all weights"
-    yield from unsayable.groups(recipe, unsayable.no_decay_rules(recipe), why)
-    yield from unsayable.own_exemption(recipe, "nanoGPT", "parameters of fewer than two dimensions")
+    yield from unsayable.groups_but_decay(recipe, "nanoGPT has one lr, betas and eps for all weights")
+    yield from unsayable.decay(recipe, "nanoGPT", "parameter of fewer than two dimensions")
     if recipe.schedule.kind in ("linear", "step"):
-        yield from unsayable.curve(recipe.schedule, "lr decays by cosine to min_lr")
+        why = f"nanoGPT has no {recipe.schedule.kind} decay; lr decays by cosine to min_lr"
+        yield from unsayable.schedule(recipe, why)
     if warmup:
         rise = f"(it + 1) / {warmup + 1} of the peak, where ours rises as it / {warmup}"
         yield Unsaid("warmup", f"rises as {rise}: 1/{warmup + 1} too high at first, the same from update {warmup} on")
@@ -63,7 +62,7 @@ def _companion(recipe: Recipe, context: Context) -> str:
 
     optimizer = optimizer_for(model)                  # for: optimizer = model.configure_optimizers(...)
     set_lr(optimizer, iter_num, max_iters + 1)        # for: the loop that gives param groups their lr"""
-    return companion(recipe, usage)
+    return companion(recipe, usage, pieces=("optimizer_for", "set_lr"))
 
 
 FORMAT = Format(

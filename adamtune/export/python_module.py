@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from adamtune import groups, handover
+from adamtune.export import told
 from adamtune.export.format import Context, Format, Settings
 from adamtune.recipe import GroupRule, Recipe, Schedule, Switch, WarmupSteps
-
-_CLASSES = {"adamw": "AdamW", "adam": "Adam", "sgd": "SGD"}
 
 
 def python_module(
@@ -26,12 +25,12 @@ def python_module(
     """Source of a module with `build_optimizer(model, total_steps)`, which builds what `Recipe.build` builds.
 
     A companion of another format is this module with a `title` of its own, what it needs beside torch (`imports`, one
-    line each), what it adds (`more`, source) and how that is used (`use`, plain text for the docstring, in place of the
-    training loop).
+    line each), what it adds (`more`, source) and how that is used (`use`, for the docstring in place of the training
+    loop).
     """
     by_kind = any(rule.match.kind for rule in recipe.groups)
     parts = [
-        _header(recipe, title, use or _loop(recipe)),
+        _header(recipe, title, use or textwrap.indent(_loop(recipe), "    ")),
         "\n".join([_imports(recipe, by_kind), *imports]),
         _constants(recipe),
         _build(recipe),
@@ -66,10 +65,9 @@ def _header(recipe: Recipe, title: str, use: str) -> str:
     switch = (
         f" After {recipe.switch.at:g} of them the optimizer goes over to SGD by itself.\n" if recipe.switch else " "
     )
-    used = textwrap.indent(use.strip("\n"), "    ")
     return f'''"""{title}{measured}
 
-{used}
+{use}
 
 total_steps counts optimizer steps.{switch}Weight decay follows torch: each step shrinks a weight by lr * weight_decay.
 """'''
@@ -151,7 +149,7 @@ def _settings(recipe: Recipe, rule: GroupRule | None) -> dict[str, Any]:
 
 
 def _build(recipe: Recipe) -> str:
-    optimizer = f"torch.optim.{_CLASSES[recipe.optimizer]}"
+    optimizer = told.torch_class(recipe)
     settings = _settings(recipe, None)
     if recipe.groups:
         grouped = "    groups = param_groups(model)"

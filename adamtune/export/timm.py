@@ -69,9 +69,8 @@ def _whole_epochs(steps: int, each: int) -> int:
 
 
 def _unsaid(recipe: Recipe, context: Context) -> Iterator[Unsaid]:
-    why = "timm gives all weights one lr, betas, eps and weight decay (layer_decay aside)"
-    yield from unsayable.groups(recipe, unsayable.no_decay_rules(recipe), why)
-    yield from unsayable.own_exemption(recipe, "timm", "biases, vectors and what model.no_weight_decay() names")
+    yield from unsayable.groups_but_decay(recipe, "timm gives all weights one lr, betas and eps (layer_decay aside)")
+    yield from unsayable.decay(recipe, "timm", "bias, vector or what model.no_weight_decay() names")
     yield from unsayable.floor_of_steps(recipe.schedule)
     yield from _unsaid_lengths(recipe, context)
     yield from unsayable.switch(recipe, "timm")
@@ -116,7 +115,7 @@ def _companion(recipe: Recipe, context: Context) -> str:
 
     def step(self, epoch: int, metric: float | None = None) -> None:
         """Nothing: lr moves with updates."""'''
-    return companion(recipe, usage, glue)
+    return companion(recipe, usage, glue, pieces=("optimizer_for", "set_lr"))
 
 
 FORMAT = Format(

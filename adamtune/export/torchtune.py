@@ -7,27 +7,20 @@ torchtune/training/lr_schedulers.py and precision.py.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
-from adamtune.export import unsayable
+from adamtune.export import told, unsayable
 from adamtune.export.companion import companion
 from adamtune.export.format import Context, Format, Settings, Unsaid
 from adamtune.recipe import Recipe, WarmupSteps
 from adamtune.schedule import warmup_steps
 
-_CLASSES = {"adamw": "torch.optim.AdamW", "adam": "torch.optim.Adam", "sgd": "torch.optim.SGD"}
 _COSINE = "torchtune.training.lr_schedulers.get_cosine_schedule_with_warmup"
 
 
 def _settings(recipe: Recipe, context: Context) -> Settings:
-    optimizer: dict[str, Any] = {"_component_": _CLASSES[recipe.optimizer], "lr": recipe.lr}
-    if recipe.optimizer == "sgd":
-        optimizer["momentum"] = recipe.momentum
-    else:
-        optimizer |= {"betas": list(recipe.betas), "eps": recipe.eps}
     held = recipe.schedule.kind == "constant"
     values = {
-        "optimizer": optimizer | {"weight_decay": recipe.weight_decay},
+        "optimizer": {"_component_": told.torch_class(recipe)} | told.torch_arguments(recipe),
         # Without one the lr stays as it is. The recipe itself adds num_training_steps.
         "lr_scheduler": None if held else {"_component_": _COSINE, "num_warmup_steps": _warmup(recipe, context)},
         "clip_grad_norm": recipe.clip_norm,
@@ -46,13 +39,13 @@ def _warmup(recipe: Recipe, context: Context) -> int:
 
 def _unsaid(recipe: Recipe, warmup: int) -> Iterator[Unsaid]:
     why = "torchtune's recipes give all weights one lr, betas, eps and weight decay"
-    yield from unsayable.groups(recipe, (), why)
+    yield from unsayable.groups(recipe, why)
     if recipe.schedule.kind == "constant":
         if warmup:
             yield Unsaid("warmup", "torchtune's one scheduler is cosine; lr starts at its peak")
     else:
         if recipe.schedule.kind != "cosine":
-            yield from unsayable.curve(recipe.schedule, "lr decays by cosine to 0")
+            yield from unsayable.schedule(recipe, "torchtune has a cosine schedule only; lr decays by cosine to 0")
         if recipe.schedule.floor:
             yield Unsaid("floor", "torchtune's cosine ends at 0")
     if recipe.precision == "bf16":
@@ -80,7 +73,7 @@ and import get_lr from this module, as torchtune's wants one lr for all groups. 
 def get_lr(optimizer: torch.optim.Optimizer) -> float:
     """The lr to log: the last group's, which is the one of parameters no rule matches."""
     return optimizer.param_groups[-1]["lr"]'''
-    return companion(recipe, usage, glue)
+    return companion(recipe, usage, glue, pieces=("optimizer_for", "scheduler_for"))
 
 
 FORMAT = Format(

@@ -1,52 +1,59 @@
-"""What most consumers have no word for: groups, the switch, knobs of a schedule they do not know."""
+"""What most consumers have no word for: groups, the decay of biases and norms, parts of a schedule, the switch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import get_args
 
 from adamtune.export.format import Unsaid
-from adamtune.recipe import GroupRule, Recipe, Schedule
+from adamtune.recipe import GroupRule, Kind, Recipe, Schedule, WarmupSteps
+
+_NOT_DECAYED = {"bias", "norm"}
 
 
-def no_decay_rules(recipe: Recipe) -> tuple[GroupRule, ...]:
-    """The rules that take weight decay from biases and norms, all of them and nothing else; none if some keep it.
-
-    Many consumers exempt these parameters by themselves.
-    """
-    taking = [rule for rule in recipe.groups if rule.weight_decay == 0.0 and not rule.match.params]
-    taking = [rule for rule in taking if set(rule.match.kind or ()) <= {"bias", "norm"}]
-    covered = {kind for rule in taking for kind in rule.match.kind or ()}
-    return tuple(taking) if covered == {"bias", "norm"} else ()
-
-
-def own_settings(recipe: Recipe, rule: GroupRule) -> list[str]:
-    """The settings in which a rule's parameters differ from the recipe's own."""
-    differing = ["lr_mult"] if rule.lr_mult != 1.0 else []
-    for key in ("weight_decay", "betas", "eps"):
-        own = getattr(rule, key)
-        if own is not None and own != getattr(recipe, key):
-            differing.append(key)
-    return [key for key in differing if recipe.optimizer != "sgd" or key in ("lr_mult", "weight_decay")]
-
-
-def groups(recipe: Recipe, exempt: tuple[GroupRule, ...], why: str) -> Iterator[Unsaid]:
-    """Every setting of every rule, but the weight decay of the rules in `exempt`, which the consumer takes by itself.
-
-    `why` says what all parameters get instead.
-    """
-    for at, rule in enumerate(recipe.groups):
-        own = own_settings(recipe, rule)
-        for key in own:
-            if key != "weight_decay" or rule not in exempt:
+def groups(
+    recipe: Recipe, why: str, keys: tuple[str, ...] = ("lr_mult", "weight_decay", "betas", "eps")
+) -> Iterator[Unsaid]:
+    """Every setting of a group that differs from the recipe's own, of those in `keys`."""
+    for rule in recipe.groups:
+        for key in keys:
+            if _differs(recipe, rule, key):
                 yield Unsaid(f"groups.{rule.name}.{key}", why)
-        if not own and any(own_settings(recipe, later) for later in recipe.groups[at + 1 :]):
-            yield Unsaid(f"groups.{rule.name}", "keeps its parameters from the rules after it; nothing does there")
 
 
-def own_exemption(recipe: Recipe, consumer: str, exempt: str) -> Iterator[Unsaid]:
-    """For a consumer that takes weight decay from biases and norms by itself, where the recipe does not ask for it."""
-    if decays(recipe) and not no_decay_rules(recipe):
-        yield Unsaid("weight_decay", f"{consumer} takes it from {exempt} by itself, the recipe does not")
+def groups_but_decay(recipe: Recipe, why: str) -> Iterator[Unsaid]:
+    """The same without weight decay, for consumers that `decay` speaks of."""
+    yield from groups(recipe, why, ("lr_mult", "betas", "eps"))
+
+
+def _differs(recipe: Recipe, rule: GroupRule, key: str) -> bool:
+    own = getattr(rule, key)
+    match key:
+        case "lr_mult":
+            return bool(own != 1.0)
+        case "weight_decay":
+            return own is not None and own != recipe.weight_decay
+        case _:  # betas and eps, which SGD has none of
+            return own is not None and own != getattr(recipe, key) and recipe.optimizer != "sgd"
+
+
+def decay(recipe: Recipe, consumer: str, exempt: str = "bias and no norm layer") -> Iterator[Unsaid]:
+    """Where the recipe's decay is not the consumer's own: one value for all parameters, and 0 on biases and norms.
+
+    `exempt` says which ones the consumer leaves out, after "decays no". A rule by name may match any kind.
+    """
+    left: set[str] = set(get_args(Kind))
+    for rule in (*recipe.groups, None):
+        kinds = left if rule is None or rule.match.kind is None else left & set(rule.match.kind)
+        if rule is not None and rule.match.params is None:
+            left = left - kinds
+        own = rule.weight_decay if rule else None
+        value = recipe.weight_decay if own is None else own
+        knob = f"groups.{rule.name}.weight_decay" if rule else "weight_decay"
+        if kinds & _NOT_DECAYED and value > 0:
+            yield Unsaid(knob, f"{consumer} decays no {exempt}")
+        if kinds - _NOT_DECAYED and value != recipe.weight_decay:
+            yield Unsaid(knob, f"{consumer} has one for all the parameters it decays")
 
 
 def decays(recipe: Recipe) -> bool:
@@ -54,24 +61,47 @@ def decays(recipe: Recipe) -> bool:
     return recipe.weight_decay > 0.0 or any(rule.weight_decay for rule in recipe.groups)
 
 
-def switch(recipe: Recipe, consumer: str) -> Iterator[Unsaid]:
-    """The hand-over to SGD."""
-    if recipe.switch:
-        yield Unsaid("switch", f"{consumer} runs Adam to the end")
+def plain_adam(recipe: Recipe, consumer: str) -> Iterator[Unsaid]:
+    """Adam with weight decay, for consumers whose Adam is AdamW."""
+    if recipe.optimizer == "adam" and decays(recipe):
+        yield Unsaid(
+            "optimizer", f"{consumer} has AdamW only, which does not add the decay to the gradient as Adam does"
+        )
 
 
-def curve(schedule: Schedule, instead: str) -> Iterator[Unsaid]:
-    """The kind of a schedule and the knobs that belong to it alone; `instead` is the consumer's curve."""
-    yield Unsaid("schedule", f"no {schedule.kind} decay there; {instead}")
-    if schedule.kind == "step":
-        yield Unsaid("milestones", instead)
-        yield Unsaid("gamma", instead)
+def schedule(
+    recipe: Recipe, why: str, knobs: tuple[str, ...] = ("schedule", "milestones", "gamma")
+) -> Iterator[Unsaid]:
+    """Every knob of the schedule that does something, of those in `knobs`."""
+    schedule = recipe.schedule
+    warmup = schedule.warmup.steps if isinstance(schedule.warmup, WarmupSteps) else schedule.warmup
+    used = {
+        "schedule": schedule.kind != "constant",
+        "warmup": warmup > 0,
+        "floor": schedule.floor > 0 and schedule.kind != "constant",
+        "milestones": schedule.kind == "step",
+        "gamma": schedule.kind == "step",
+    }
+    return (Unsaid(knob, why) for knob, does in used.items() if does and knob in knobs)
+
+
+def step_decay(recipe: Recipe, consumer: str) -> Iterator[Unsaid]:
+    """A step decay, for consumers that have transformers' schedules; see `told.transformers_schedule`."""
+    if recipe.schedule.kind == "step":
+        why = f"{consumer} has no schedule in steps; lr stays constant after the warmup"
+        yield from schedule(recipe, why, ("schedule", "floor", "milestones", "gamma"))
 
 
 def floor_of_steps(schedule: Schedule) -> Iterator[Unsaid]:
     """The floor of a step decay that would go below it, for consumers whose step decay has none."""
     if schedule.kind == "step" and schedule.floor > (lowest := schedule.gamma ** len(schedule.milestones)):
         yield Unsaid("floor", f"lr falls to {lowest:g} of its peak, not to {schedule.floor:g}")
+
+
+def switch(recipe: Recipe, consumer: str) -> Iterator[Unsaid]:
+    """The hand-over to SGD."""
+    if recipe.switch:
+        yield Unsaid("switch", f"{consumer} runs Adam to the end")
 
 
 def first_step_at(fraction: float, total_steps: int) -> int:
