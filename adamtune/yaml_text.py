@@ -165,8 +165,10 @@ def read(path: Path, error: type[DocumentError] = DocumentError) -> dict[str, An
 
 def dump(data: Mapping[str, Any]) -> str:
     """Write a mapping as YAML, in the order given, short lists on one line."""
+    nested = any(isinstance(value, Mapping | list | tuple) for value in data.values())
+    flow = None if nested else False  # None would put a mapping of plain values on one line too
     return yaml.dump(
-        dict(data), Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=112, allow_unicode=True
+        dict(data), Dumper=_Dumper, sort_keys=False, default_flow_style=flow, width=112, allow_unicode=True
     )
 
 

@@ -286,10 +286,10 @@ def test_exported_yaml_is_the_recipe(recipe: Recipe) -> None:
 
 
 def test_formats_are_named_where_one_is_not_known() -> None:
-    assert sorted(FORMATS) == ["python", "yaml"]
+    assert {"python", "yaml"} <= set(FORMATS)
     with pytest.raises(ExportError, match="no export format 'yml'; did you mean 'yaml'"):
         export_recipe(Recipe(), "yml")
-    with pytest.raises(ExportError, match="known are: python, yaml"):
+    with pytest.raises(ExportError, match=f"known are: {', '.join(sorted(FORMATS))}"):
         export_recipe(Recipe(), "")
 
 

@@ -112,6 +112,11 @@ def test_what_is_dumped_is_read_back_equal_and_in_order(data: dict[str, object])
     assert list(back) == list(data)
 
 
+def test_a_mapping_of_plain_values_is_dumped_a_key_a_line() -> None:
+    assert yaml_text.dump({"lr": 1e-5, "steps": 3}) == "lr: 1.0e-05\nsteps: 3\n"
+    assert yaml_text.dump({"lr": 1e-5, "betas": [0.9, 0.99]}) == "lr: 1.0e-05\nbetas: [0.9, 0.99]\n"
+
+
 @pytest.mark.parametrize("word", ["1e5", "2E-5", ".5e1", "1_0e2"])
 def test_a_string_that_looks_like_a_float_is_read_back_as_a_string(word: str) -> None:
     assert yaml_text.parse(yaml_text.dump({"x": word}), "s") == {"x": word}

@@ -33,6 +33,9 @@ def export(
     total_steps: Annotated[
         int | None, typer.Option(min=1, help="Optimizer steps of your run; else those the recipe was tuned for.")
     ] = None,
+    steps_per_epoch: Annotated[
+        int | None, typer.Option(min=1, help="Optimizer steps of one of your epochs, for formats that count in them.")
+    ] = None,
     consumer_version: Annotated[
         int | None, typer.Option(help="Major version of the consumer to write for, where formats differ.")
     ] = None,
@@ -55,7 +58,8 @@ def export(
         raise ExportError("--companion writes a file beside the export; name that with --to or --into")
     recipe = recipe_of(source)
     horizon = recipe.provenance.get("horizon")
-    context = Context(total_steps or (horizon if isinstance(horizon, int) and horizon > 0 else None), consumer_version)
+    steps = total_steps or (horizon if isinstance(horizon, int) and horizon > 0 else None)
+    context = Context(steps, consumer_version, steps_per_epoch)
     export = export_into(recipe, format, into, context) if into else export_recipe(recipe, format, context)
     for unsaid in export.unsaid:
         typer.echo(f"{format} cannot say {unsaid}", err=True)

@@ -6,7 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adamtune.errors import ExportError
-from adamtune.export import python_module, recipe_yaml
+from adamtune.export import (
+    accelerate,
+    axolotl,
+    deepspeed,
+    hf,
+    hydra,
+    lightning,
+    megatron,
+    nanogpt,
+    python_module,
+    recipe_yaml,
+    timm,
+    torchtune,
+)
 from adamtune.export.format import Context, Format, Settings, Unsaid
 from adamtune.export.into import FileEdit, edit_file
 from adamtune.export.text import text_of
@@ -15,11 +28,17 @@ from adamtune.rundir import RECIPE, read_result, write_atomically
 from adamtune.yaml_text import nearest
 
 __all__ = [
-    "FORMATS", "Context", "Export", "ExportInto", "Format", "Settings", "Unsaid", "check_target", "export_into",
+    "FORMATS", "Context", "Export", "Format", "Settings", "Unsaid", "check_target", "export_into",
     "export_recipe", "recipe_of", "write_export",
 ]  # fmt: skip
 
-FORMATS: dict[str, Format] = {format.name: format for format in (python_module.FORMAT, recipe_yaml.FORMAT)}
+FORMATS: dict[str, Format] = {
+    module.FORMAT.name: module.FORMAT
+    for module in (
+        python_module, recipe_yaml, hf, accelerate, deepspeed, lightning, timm, torchtune, axolotl, hydra, megatron,
+        nanogpt,
+    )
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,8 @@ class Context:
     """Optimizer steps of the run; None where nobody said."""
     version: int | None = None
     """Major version of the consumer to write for; None for its newest."""
+    steps_per_epoch: int | None = None
+    """Optimizer steps of an epoch, for consumers that count in epochs; None where nobody said."""
 
     def needs_total_steps(self, format: str, what: str) -> int:
         """`total_steps`; `ExportError` where it is not known."""

@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import inspect
 import pprint
+import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 from adamtune import groups, handover
+from adamtune.export import told
 from adamtune.export.format import Context, Format, Settings
-from adamtune.recipe import GroupRule, Recipe, Schedule, WarmupSteps
-
-_CLASSES = {"adamw": "AdamW", "adam": "Adam", "sgd": "SGD"}
+from adamtune.recipe import GroupRule, Recipe, Schedule, Switch, WarmupSteps
 
 
-def python_module(recipe: Recipe) -> str:
-    """Source of a module with `build_optimizer(model, total_steps)`, which builds what `Recipe.build` builds."""
+def python_module(
+    recipe: Recipe,
+    *,
+    title: str = "Optimizer recipe, written by adamtune. Needs torch only.",
+    use: str | None = None,
+    imports: Sequence[str] = (),
+    more: str = "",
+) -> str:
+    """Source of a module with `build_optimizer(model, total_steps)`, which builds what `Recipe.build` builds.
+
+    A companion of another format is this module with a `title` of its own, what it needs beside torch (`imports`, one
+    line each), what it adds (`more`, source) and how that is used (`use`, for the docstring in place of the training
+    loop).
+    """
     by_kind = any(rule.match.kind for rule in recipe.groups)
     parts = [
-        _header(recipe),
-        _imports(recipe, by_kind),
+        _header(recipe, title, use or textwrap.indent(_loop(recipe), "    ")),
+        "\n".join([_imports(recipe, by_kind), *imports]),
         _constants(recipe),
         _build(recipe),
         _multiplier(recipe.schedule),
@@ -35,10 +48,12 @@ def python_module(recipe: Recipe) -> str:
                 for part in (groups.trainable, groups.kinds, groups._acts_as_norm, groups._divides_out_scale)
             ),
         ]
+    if more:
+        parts.append(more)
     return "\n\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
-def _header(recipe: Recipe) -> str:
+def _header(recipe: Recipe, title: str, use: str) -> str:
     about = recipe.provenance
     measured = ""
     if about.get("default") is not None and about.get("recommended") is not None:
@@ -47,23 +62,27 @@ def _header(recipe: Recipe) -> str:
             f"{_plain(about.get('objective'))} {_plain(about['default'])} with the default recipe,\n"
             f"{_plain(about['recommended'])} with this one (means over fresh seeds)."
         )
-    clip = "\n        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)" if recipe.clip_norm else ""
-    if clip and recipe.precision == "fp16":
-        clip += "  # after scaler.unscale_(optimizer)"
     switch = (
         f" After {recipe.switch.at:g} of them the optimizer goes over to SGD by itself.\n" if recipe.switch else " "
     )
-    return f'''"""Optimizer recipe, written by adamtune. Needs torch only.{measured}
+    return f'''"""{title}{measured}
 
-    optimizer, scheduler = build_optimizer(model, total_steps)
-    for batch in batches:
-        loss(model, batch).backward(){clip}
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad()
+{use}
 
 total_steps counts optimizer steps.{switch}Weight decay follows torch: each step shrinks a weight by lr * weight_decay.
 """'''
+
+
+def _loop(recipe: Recipe) -> str:
+    clip = "\n    torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)" if recipe.clip_norm else ""
+    if clip and recipe.precision == "fp16":
+        clip += "  # after scaler.unscale_(optimizer)"
+    return f"""optimizer, scheduler = build_optimizer(model, total_steps)
+for batch in batches:
+    loss(model, batch).backward(){clip}
+    optimizer.step()
+    scheduler.step()
+    optimizer.zero_grad()"""
 
 
 def _plain(value: Any) -> str:
@@ -130,7 +149,7 @@ def _settings(recipe: Recipe, rule: GroupRule | None) -> dict[str, Any]:
 
 
 def _build(recipe: Recipe) -> str:
-    optimizer = f"torch.optim.{_CLASSES[recipe.optimizer]}"
+    optimizer = told.torch_class(recipe)
     settings = _settings(recipe, None)
     if recipe.groups:
         grouped = "    groups = param_groups(model)"
@@ -140,7 +159,7 @@ def _build(recipe: Recipe) -> str:
     made = f"""    optimizer = {optimizer}(groups, lr=DEFAULT["lr"])
     return optimizer, LambdaLR(optimizer, lambda step: lr_multiplier(step, total_steps))"""
     if recipe.switch:
-        first = f"max(1, min(round({recipe.switch.at!r} * total_steps), total_steps - 1))"
+        first = switch_at_source(recipe.switch, "total_steps")
         momentum = repr(recipe.switch.momentum)
         made = f"""    switch_at = {first}  # SGD's first update
     optimizer = AdamThenSGD(groups, {optimizer}, switch_at, DEFAULT["lr"], DEFAULT["sgd_lr"], momentum={momentum})
@@ -152,6 +171,11 @@ def build_optimizer(model: nn.Module, total_steps: int) -> tuple[torch.optim.Opt
     """Optimizer and scheduler for a run of total_steps optimizer steps; call scheduler.step() after every step."""
 {grouped}
 {made}'''
+
+
+def switch_at_source(switch: Switch, total_steps: str) -> str:
+    """`adamtune.schedule.switch_step` as an expression of the variable that is called `total_steps`."""
+    return f"max(1, min(round({switch.at!r} * {total_steps}), {total_steps} - 1))"
 
 
 def _multiplier(schedule: Schedule) -> str:

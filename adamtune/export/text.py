@@ -42,7 +42,7 @@ def _arguments(values: Mapping[str, Any]) -> Iterator[str]:
 def _header(format: Format, settings: Settings, recipe: Recipe) -> Iterator[str]:
     yield f"Optimizer recipe for {format.consumer}, written by adamtune."
     if format.how:
-        yield format.how
+        yield from textwrap.wrap(format.how, 112)
     about = recipe.provenance
     if about.get("default") is not None and about.get("recommended") is not None:
         told = {key: _one_line(about.get(key)) for key in ("task", "horizon", "objective", "default", "recommended")}
