@@ -271,15 +271,18 @@ class _Interruptible:
     """
 
     def __init__(self) -> None:
-        self._training = self._pending = False
+        self._training = self._pending = self._raised = False
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(_STOP, self._interrupt)
 
     def start(self) -> None:
-        """Training begins or goes on; raises `KeyboardInterrupt` where one has come meanwhile."""
-        self._training = True
+        """Training begins or goes on; raises `KeyboardInterrupt` where one has come and has not ended it.
+
+        One that was raised may be unheard: Python drops what is raised in a finaliser or a weak reference's callback.
+        """
+        self._training, self._raised = True, self._pending
         if self._pending:
-            self._interrupt()
+            raise KeyboardInterrupt
 
     def stop(self) -> bool:
         """Training rests; whether it was under way."""
@@ -287,13 +290,13 @@ class _Interruptible:
         return was
 
     def forget(self) -> None:
-        """Whoever was to be interrupted has ended already."""
-        self._pending = False
+        """Whoever was to be interrupted has ended."""
+        self._pending = self._raised = False
 
     def _interrupt(self, *_: object) -> None:
-        self._pending = not self._training
-        if self._training:
-            self._training = False
+        self._pending = True
+        if self._training and not self._raised:
+            self._raised = True
             raise KeyboardInterrupt
 
 
@@ -349,6 +352,8 @@ def _serve(end: Connection, others: list[Connection], task: Task, device: torch.
             return
         except BaseException as problem:
             guard.stop()
+            if isinstance(problem, KeyboardInterrupt):
+                guard.forget()
             say("error", _portable(problem))
 
 
