@@ -336,7 +336,8 @@ def test_axolotl_says_an_lr_for_embeddings_and_by_part_of_a_name() -> None:
     assert told.values["lr_groups"] == [{"name": "attention", "modules": ["q_proj", "k_proj"], "lr": 2e-3}]
     # axolotl would not decay a bias that the recipe's rule by name takes.
     named_unsaid = {"groups.attention.lr_mult", "groups.attention.weight_decay"}
-    assert knobs_unsaid(told) == {*named_unsaid, "groups.embedding.weight_decay"}
+    of_a_bias = {"groups.embedding.lr_mult", "groups.embedding.weight_decay"}
+    assert knobs_unsaid(told) == {*named_unsaid, *of_a_bias}
     anchored = named.model_copy(update={"match": Match(params=("head.*",))})
     assert "lr_groups" not in settings_of("axolotl", Recipe(groups=(anchored,))).values
 

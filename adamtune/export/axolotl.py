@@ -107,10 +107,10 @@ def _unsaid_groups(recipe: Recipe) -> Iterator[Unsaid]:
         if key != ["lr_mult"]:
             yield unsaid
         elif embedding and group == embedding.name:
-            if recipe.groups.index(embedding) > 0 or "head" not in (embedding.match.kind or ()):
-                yield Unsaid(
-                    unsaid.knob, "embedding_lr_scale moves embed_tokens and lm_head together, before all rules"
-                )
+            why = "embedding_lr_scale moves embed_tokens and lm_head together, before all rules"
+            if recipe.groups.index(embedding) == 0 and "head" in (embedding.match.kind or ()):
+                why = "embedding_lr_scale moves a bias of lm_head too, where there is one"
+            yield Unsaid(unsaid.knob, why)
         elif any(group == rule.name for rule in named):
             yield Unsaid(unsaid.knob, "lr_groups leave biases, norms, embed_tokens and lm_head as they are")
         else:
