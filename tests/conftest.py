@@ -18,6 +18,12 @@ settings.register_profile("adamtune", deadline=None)
 settings.load_profile("adamtune")
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """These import libraries that take seconds, and are not asked for by default."""
+    unwanted = "not consumers" in config.getoption("markexpr")
+    return True if unwanted and collection_path.name.startswith("test_consumer_") else None
+
+
 @pytest.fixture
 def shells(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Makes packages whose modules import without the package's own `__init__`; undone afterwards.

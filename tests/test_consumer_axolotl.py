@@ -14,11 +14,6 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
-from torch import nn
-
-from adamtune.export import export_recipe
-from adamtune.recipe import GroupRule, Match, Recipe
 from consumers import (
     CONTEXT,
     GROUPED,
@@ -35,6 +30,11 @@ from consumers import (
     unsaid_of,
     write_companion,
 )
+from hypothesis import HealthCheck, given, settings
+from torch import nn
+
+from adamtune.export import export_recipe
+from adamtune.recipe import GroupRule, Match, Recipe
 
 pytestmark = [pytest.mark.consumers, pytest.mark.filterwarnings("default")]
 
@@ -80,24 +80,26 @@ def built(recipe: Recipe, model: LM, schema: ModuleType, folder: Path) -> Any:
     return trainer
 
 
+def assert_alike_in_axolotl(recipe: Recipe, schema: ModuleType, folder: Path, each: bool) -> None:
+    model = model_for(recipe)
+    trainer = built(recipe, model, schema, folder)
+    step = lambda _: trainer.lr_scheduler.step()  # noqa: E731
+    moving = {f"groups.{rule.name}.lr_mult" for rule in recipe.groups if rule.match.kind}  # lm_head with the embedding
+    unsaid = unsaid_of(recipe, "axolotl")
+    assert_alike_but_for(unsaid, recipe, model, trainer.optimizer, step, each=each, moving=moving)
+
+
 @every_recipe
 def test_axolotl_builds_our_optimizer_and_schedule_but_for_what_is_unsaid(
     recipe: Recipe, axolotl: ModuleType, tmp_path: Path
 ) -> None:
-    model = LM()
-    trainer = built(recipe, model, axolotl, tmp_path)
-    unsaid = unsaid_of(recipe, "axolotl")
-    each = "groups.embedding.lr_mult" not in unsaid  # which moves parameters of another group
-    assert_alike_but_for(unsaid, recipe, model, trainer.optimizer, lambda _: trainer.lr_scheduler.step(), each=each)
+    assert_alike_in_axolotl(recipe, axolotl, tmp_path, each=True)
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(recipe=random_recipes)
 def test_nothing_of_a_random_recipe_is_lost_unsaid(recipe: Recipe, axolotl: ModuleType, tmp_path: Path) -> None:
-    model = model_for(recipe)
-    trainer = built(recipe, model, axolotl, tmp_path)
-    unsaid = unsaid_of(recipe, "axolotl")
-    assert_alike_but_for(unsaid, recipe, model, trainer.optimizer, lambda _: trainer.lr_scheduler.step(), each=False)
+    assert_alike_in_axolotl(recipe, axolotl, tmp_path, each=False)
 
 
 def test_axolotl_gives_embeddings_and_modules_our_lr(axolotl: ModuleType, tmp_path: Path) -> None:

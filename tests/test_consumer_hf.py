@@ -9,13 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from torch import Tensor, nn
-from torch.utils.data import Dataset
-
-from adamtune.export import Context, export_recipe
-from adamtune.recipe import Recipe
-from adamtune.schedule import multiplier
 from consumers import (
     GROUPED,
     LM,
@@ -24,13 +17,22 @@ from consumers import (
     TOTAL,
     assert_alike,
     assert_alike_but_for,
+    assert_same_weights,
     every_recipe,
     model_for,
     random_recipes,
+    trained_by_hand,
     unsaid_of,
     with_no_decay,
     write_companion,
 )
+from hypothesis import HealthCheck, given, settings
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from adamtune.export import Context, export_recipe
+from adamtune.recipe import Recipe
+from adamtune.schedule import multiplier
 
 pytestmark = [pytest.mark.consumers, pytest.mark.filterwarnings("default")]
 
@@ -104,32 +106,12 @@ class Rows(Dataset[dict[str, Tensor]]):
         return {"input_ids": torch.arange(7), "labels": torch.arange(7).flip(0)}
 
 
-def trained_by_hand(recipe: Recipe) -> LM:
-    torch.manual_seed(0)
-    model = LM()
-    optimizer, scheduler = recipe.build(model, total_steps=TOTAL)
-    ids, labels = torch.arange(7).repeat(4, 1), torch.arange(7).flip(0).repeat(4, 1)
-    for _ in range(TOTAL):
-        model(ids, labels)["loss"].backward()
-        if recipe.clip_norm:
-            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad()
-    return model
-
-
 def trained_by_trainer(recipe: Recipe, folder: Path, make_trainer: Any) -> LM:
     args = arguments(recipe, folder, per_device_train_batch_size=4, disable_tqdm=True, save_strategy="no")
     torch.manual_seed(0)
     model = LM()
     make_trainer(model=model, args=args, train_dataset=Rows()).train()
     return model
-
-
-def assert_same_weights(one: nn.Module, other: nn.Module) -> None:
-    for (name, mine), theirs in zip(one.named_parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(theirs, mine, rtol=1e-6, atol=1e-7, msg=name)
 
 
 def test_a_training_by_the_file_alone_ends_at_our_weights(tmp_path: Path) -> None:

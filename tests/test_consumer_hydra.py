@@ -7,10 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-
-from adamtune.export import export_recipe
-from adamtune.recipe import Recipe
 from consumers import (
     CONTEXT,
     GROUPED,
@@ -25,6 +21,10 @@ from consumers import (
     unsaid_of,
     write_companion,
 )
+from hypothesis import given, settings
+
+from adamtune.export import export_recipe
+from adamtune.recipe import Recipe
 
 pytestmark = pytest.mark.consumers
 

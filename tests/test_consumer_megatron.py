@@ -11,11 +11,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from hypothesis import HealthCheck, given, settings
-from torch import nn
-
-from adamtune.export import export_recipe
-from adamtune.recipe import Recipe, Schedule
 from consumers import (
     CONTEXT,
     GROUPED,
@@ -29,6 +24,11 @@ from consumers import (
     unsaid_of,
     write_companion,
 )
+from hypothesis import HealthCheck, given, settings
+from torch import nn
+
+from adamtune.export import export_recipe
+from adamtune.recipe import Recipe, Schedule
 
 pytestmark = [pytest.mark.consumers, pytest.mark.filterwarnings("default")]  # Transformer Engine and Apex are not there
 

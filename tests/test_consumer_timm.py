@@ -15,10 +15,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from hypothesis import HealthCheck, given, settings
-
-from adamtune.export import export_recipe
-from adamtune.recipe import Recipe
 from consumers import (
     CONTEXT,
     GROUPED,
@@ -33,6 +29,10 @@ from consumers import (
     unsaid_of,
     write_companion,
 )
+from hypothesis import HealthCheck, given, settings
+
+from adamtune.export import export_recipe
+from adamtune.recipe import Recipe
 
 pytestmark = pytest.mark.consumers
 
@@ -60,7 +60,9 @@ def built(recipe: Recipe, model: LM, timm: Namespace) -> tuple[torch.optim.Optim
 
 
 @every_recipe
-def test_train_py_builds_our_optimizer_and_schedule_but_for_what_is_unsaid(recipe: Recipe, factories: Namespace) -> None:
+def test_train_py_builds_our_optimizer_and_schedule_but_for_what_is_unsaid(
+    recipe: Recipe, factories: Namespace
+) -> None:
     model = LM()
     optimizer, scheduler = built(recipe, model, factories)
     unsaid = unsaid_of(recipe, "timm")

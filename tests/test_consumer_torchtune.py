@@ -14,10 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-
-from adamtune.export import export_recipe
-from adamtune.recipe import Recipe
 from consumers import (
     CONTEXT,
     GROUPED,
@@ -32,6 +28,10 @@ from consumers import (
     unsaid_of,
     write_companion,
 )
+from hypothesis import HealthCheck, given, settings
+
+from adamtune.export import export_recipe
+from adamtune.recipe import Recipe
 
 pytestmark = pytest.mark.consumers
 
