@@ -6,6 +6,8 @@ axolotl pins dozens of packages to other versions than today's; these modules ru
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +19,10 @@ import yaml
 from consumers import (
     CONTEXT,
     GROUPED,
+    IDS,
     LM,
     NO_DECAY,
+    RECIPES,
     SWITCHED,
     TOTAL,
     assert_alike,
@@ -100,6 +104,15 @@ def test_axolotl_builds_our_optimizer_and_schedule_but_for_what_is_unsaid(
 @given(recipe=random_recipes)
 def test_nothing_of_a_random_recipe_is_lost_unsaid(recipe: Recipe, axolotl: ModuleType, tmp_path: Path) -> None:
     assert_alike_in_axolotl(recipe, axolotl, tmp_path, each=False)
+
+
+@pytest.mark.parametrize("recipe", RECIPES[:20], ids=IDS[:20])
+def test_axolotl_s_schema_has_every_key(recipe: Recipe, axolotl: ModuleType) -> None:
+    files = importlib.metadata.files("axolotl") or []
+    config = next(file for file in files if str(file) == "axolotl/utils/schemas/config.py").read_text()
+    for key in yaml.safe_load(export_recipe(recipe, "axolotl", CONTEXT).text):
+        known = key in axolotl.HyperparametersConfig.model_fields or re.search(rf"^    {key}: ", config, re.MULTILINE)
+        assert known, key
 
 
 def test_axolotl_gives_embeddings_and_modules_our_lr(axolotl: ModuleType, tmp_path: Path) -> None:

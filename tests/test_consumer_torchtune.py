@@ -6,6 +6,7 @@ torchtune 0.6.1 does not import with today's torchao; the files that build run w
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,16 @@ def built(recipe: Recipe, model: LM, instantiate: Instantiate) -> tuple[torch.op
     config = omegaconf.OmegaConf.create(export_recipe(recipe, "torchtune", CONTEXT).text)
     optimizer = instantiate(config.optimizer, model.parameters())
     return optimizer, instantiate(config.lr_scheduler, optimizer, num_training_steps=TOTAL, last_epoch=-1)
+
+
+def test_torchtune_s_recipes_read_our_keys() -> None:
+    files = importlib.metadata.files("torchtune") or pytest.skip("torchtune is not installed")
+    for name in ("recipes/full_finetune_single_device.py", "recipes/full_finetune_distributed.py"):
+        source = next(file for file in files if str(file) == name).read_text()
+        for key in export_recipe(GROUPED, "torchtune", CONTEXT).text.splitlines():
+            if key[0].isalpha():
+                word = key.split(":")[0]
+                assert f"cfg.{word}" in source or f'cfg.get("{word}"' in source, (name, word)
 
 
 @every_recipe
