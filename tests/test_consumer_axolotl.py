@@ -40,7 +40,7 @@ from torch import nn
 from adamtune.export import export_recipe
 from adamtune.recipe import GroupRule, Match, Recipe
 
-pytestmark = [pytest.mark.consumers, pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.consumers, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture

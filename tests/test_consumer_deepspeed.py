@@ -33,7 +33,7 @@ from adamtune.export import Context, export_recipe
 from adamtune.recipe import Recipe, Schedule, WarmupSteps
 from adamtune.schedule import multiplier
 
-pytestmark = [pytest.mark.consumers, pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.consumers, pytest.mark.filterwarnings("ignore")]
 
 CONTEXT = Context(TOTAL)
 

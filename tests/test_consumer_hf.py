@@ -34,7 +34,7 @@ from adamtune.export import Context, export_recipe
 from adamtune.recipe import Recipe
 from adamtune.schedule import multiplier
 
-pytestmark = [pytest.mark.consumers, pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.consumers, pytest.mark.filterwarnings("ignore")]
 
 transformers = pytest.importorskip("transformers")
 CONTEXT = Context(TOTAL, version=int(transformers.__version__.split(".")[0]))

@@ -27,10 +27,10 @@ from hypothesis import HealthCheck, given, settings
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from adamtune.export import Context, export_recipe
+from adamtune.export import Context, export_into, export_recipe
 from adamtune.recipe import Recipe, Schedule
 
-pytestmark = [pytest.mark.consumers, pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.consumers, pytest.mark.filterwarnings("ignore")]
 
 pl = pytest.importorskip("lightning.pytorch")
 cli = pytest.importorskip("lightning.pytorch.cli")
@@ -86,6 +86,17 @@ def test_clipping_precision_and_accumulation_are_read(recipe: Recipe, tmp_path: 
 def test_fp16_is_a_precision_of_lightning_s(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="precision='16-mixed'.*CPU"):  # it knows the word, and wants a GPU
         command_line(LOOPS["fp16, accumulated"], tmp_path)
+
+
+def test_a_schedule_that_an_edit_takes_out_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "cli.yaml"
+    path.write_text("lr_scheduler: torch.optim.lr_scheduler.ConstantLR\n")
+    edited = export_into(GROUPED, "lightning", path, CONTEXT)
+    assert edited.edit is not None
+    assert edited.edit.replaced == ("$.lr_scheduler",)
+    path.write_text(edited.text)
+    made = cli.LightningCLI(Module, args=["--config", str(path)], run=False, save_config_callback=None)
+    assert isinstance(made.model.configure_optimizers(), torch.optim.AdamW)  # with a schedule there would be two lists
 
 
 def test_a_training_by_the_file_alone_ends_at_our_weights(tmp_path: Path) -> None:
