@@ -185,6 +185,22 @@ class Recipe(Frozen):
                 raise ValueError("'default' is the name of the parameters no rule matches; call the group otherwise")
         return value
 
+    @field_validator("groups")
+    @classmethod
+    def _none_left_nothing(cls, value: tuple[GroupRule, ...]) -> tuple[GroupRule, ...]:
+        """Of rules by kind alone; of those by name `adamtune.groups` says so, with the model at hand."""
+        takers: dict[str, str] = {}
+        for rule in value:
+            if rule.match.kind and not rule.match.params:
+                if all(kind in takers for kind in rule.match.kind):
+                    kind = rule.match.kind[0]
+                    raise ValueError(
+                        f"'{rule.name}' is left nothing: '{takers[kind]}', which comes before it, takes every {kind} "
+                        f"too; put '{rule.name}' first, or drop one of them"
+                    )
+                takers |= {kind: rule.name for kind in rule.match.kind if kind not in takers}
+        return value
+
     @classmethod
     def default(cls) -> Recipe:
         """AdamW with torch's values, cosine decay after 5% warmup, no decay on biases and norms."""

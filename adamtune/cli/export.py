@@ -14,7 +14,13 @@ def export(
     source: Annotated[
         Path, typer.Argument(help="A run directory, a recipe file, or a shipped recipe's name.", show_default=False)
     ],
-    format: Annotated[str, typer.Option(help="Whose words: python (needs torch only), yaml, ...")] = "python",
+    format: Annotated[
+        str,
+        typer.Option(
+            help="Whose words: python (needs torch only), yaml, hf (transformers), accelerate, deepspeed, lightning, "
+            "timm, torchtune, axolotl, hydra, megatron or nanogpt."
+        ),
+    ] = "python",
     to: Annotated[Path | None, typer.Option(help="The file to write; without it, print.")] = None,
     into: Annotated[
         Path | None,
@@ -53,9 +59,11 @@ def export(
         raise ExportError("--to writes a file and --into edits one; give one of them")
     if dry_run and into is None:
         raise ExportError("--dry-run shows what --into would change; name that file with --into")
-    target = to or into
+    target = into if to is None else to
     if companion and target is None:
         raise ExportError("--companion writes a file beside the export; name that with --to or --into")
+    if to is not None:
+        check_target(to, force)
     recipe = recipe_of(source)
     horizon = recipe.provenance.get("horizon")
     steps = total_steps or (horizon if isinstance(horizon, int) and horizon > 0 else None)

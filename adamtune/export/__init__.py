@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +59,11 @@ def recipe_of(source: Path) -> Recipe:
 
     Raises `RunDirError` for a run without one, `RecipeError` for a file that is none.
     """
-    if source.is_dir():
+    try:
+        folder = source.is_dir()
+    except (OSError, ValueError):  # too long a name, or a NUL in it: no file either, as is said below
+        folder = False
+    if folder:
         if not (source / RECIPE).exists():
             read_result(source)  # says whether it is no run, or an unfinished one
         return load_recipe(source / RECIPE)
@@ -112,16 +117,25 @@ def _companion(chosen: Format, settings: Settings, recipe: Recipe, context: Cont
 
 
 def check_target(target: Path, force: bool) -> None:
-    """`ExportError` when the file exists and `force` is not given, or the folder does not."""
-    if target.is_dir():
-        raise ExportError(f"{target} is a folder; name the file to write with --to")
-    if target.exists() and not force:
-        raise ExportError(f"{target} exists; name another file, or replace it with --force")
-    if not target.parent.is_dir():
-        raise ExportError(f"there is no folder {target.parent} to write {target.name} in")
+    """`ExportError` when the file exists and `force` is not given, or no file can be put there."""
+    try:
+        if "\0" in str(target):
+            raise ValueError
+        if target.is_dir():
+            raise ExportError(f"{target} is a folder; name the file to write with --to")
+        if target.exists() and not target.is_file():
+            raise ExportError(f"{target} is no plain file; name another, or leave --to out to print")
+        if target.exists() and not force:
+            raise ExportError(f"{target} exists; name another file, or replace it with --force")
+        if not target.parent.is_dir():
+            raise ExportError(f"there is no folder {target.parent} to write {target.name} in")
+        if not os.access(target.parent, os.W_OK):
+            raise ExportError(f"the folder {target.parent} is read-only; name one to write {target.name} in")
+    except (OSError, ValueError) as problem:  # too long, or with a NUL in it
+        raise ExportError(f"no file can have the name {str(target)[:60]!r}...; name another with --to") from problem
 
 
 def write_export(target: Path, text: str, force: bool) -> None:
-    """Write an export; raises as `check_target`."""
+    """Write an export, through a link where the target is one; raises as `check_target`."""
     check_target(target, force)
-    write_atomically(target, text)
+    write_atomically(Path(os.path.realpath(target)) if target.is_symlink() else target, text)
