@@ -114,7 +114,10 @@ def telling(text: str, source: str, error: type[DocumentError] = DocumentError) 
         where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         if problem.problem == "but found another document":
             raise refuse(where, "a second document starts (---), where the file should hold one") from problem
-        raise refuse(where, f"not valid YAML: {problem.problem or problem.context}") from problem
+        what = problem.problem or problem.context
+        if problem.problem and r"'\t' that cannot start any token" in problem.problem:
+            what = "a tab stands where YAML takes blanks only"
+        raise refuse(where, f"not valid YAML: {what}") from problem
     except yaml.YAMLError as problem:
         raise refuse("", f"not valid YAML: {' '.join(str(problem).split())}") from problem
     except MISFITS as problem:

@@ -209,6 +209,7 @@ def test_a_shared_value_that_need_not_change_is_no_obstacle() -> None:
     ("text", "told"),
     [
         ("a: [1\n", "train.yaml: line 2, column 1: not valid YAML"),
+        ("a:\n\tb: 1\n", "line 2, column 1: not valid YAML: a tab stands where YAML takes blanks only"),
         ("a: 1\n---\nb: 2\n", "train.yaml: line 2, column 1: a second document starts (---)"),
         ("- a\n", "a mapping (key: value) is expected at the top"),
         ("word\n", "a mapping (key: value) is expected at the top"),
