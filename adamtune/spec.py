@@ -119,6 +119,10 @@ def _distinct(value: tuple[StageName, ...] | None) -> tuple[StageName, ...] | No
     return value
 
 
+def _auto_or_number(value: object) -> object:
+    return None if value == "auto" else value
+
+
 Stages = Annotated[
     tuple[StageName, ...] | None,
     BeforeValidator(_auto_or_list),
@@ -183,8 +187,14 @@ class Spec(Frozen):
     space: Space = Space()
     objective: Objective = Objective()
     device: str = "auto"
-    engine: Literal["auto", "sequential", "population"] = "auto"
-    """`auto` takes whatever trains the task fastest here; `population` stacks trials also where that does not pay."""
+    engine: Literal["auto", "sequential", "population", "workers"] = "auto"
+    """`auto` takes whatever trains the task fastest here; `population` stacks trials also where that does not pay;
+    `workers` trains them one by one in processes of their own, on any machine that reaches the storage."""
+    workers: Annotated[Annotated[Whole, Field(ge=0)] | None, BeforeValidator(_auto_or_number)] = None
+    """Processes to train in on this machine; None (`auto`): one a GPU or, without any, one a core. 0 with `engine:
+    workers`: none, others are started by hand."""
+    trial_timeout: Annotated[Number, Field(gt=0)] | None = None
+    """Seconds a trial may take from one rung to the next; then it has failed."""
     memory: Annotated[Number, Field(gt=0, le=1)] = 0.6
     """Share of the free memory that trials trained side by side may take."""
     storage: str | None = None

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from optuna.storages import BaseStorage
 
 from adamtune import rundir, yaml_text
 from adamtune.diagnose import Told, counted
 from adamtune.diagnose.trials import observed
-from adamtune.engines import Engine, FinishedTrials, make_engine, pick_device
+from adamtune.engines import Engine, FinishedTrials, make_engine, make_workers, pick_device
 from adamtune.engines.width import time_alone
 from adamtune.errors import Problem, RunDirError, SpecError
 from adamtune.evidence import Interval, Verdict
@@ -181,11 +182,9 @@ def sweep(
         finished = FinishedTrials(run.file(rundir.FINISHED))
         if run.resumed:
             told.append(f"resumed: {len(finished)} trials have ended before, in {finished.seconds_before:.0f} s")
-        engine = held.enter_context(
-            closing(make_engine(spec.engine, task, device, notes.on_steps, notes.on_note, spec.memory))
-        )
-        storage = open_storage(spec.storage, run.file(rundir.JOURNAL))
+        storage = open_storage(spec.storage, run.file(rundir.JOURNAL), notes.on_note)
         held.callback(close_storage, storage)
+        engine = held.enter_context(closing(_engine(spec, task, device, storage, run, notes)))
         context = StageContext(
             spec=spec,
             engine=engine,
@@ -243,6 +242,16 @@ def _task_of(spec: Spec) -> tuple[Task, torch.device, list[ParamGroup]]:
         return task, device, param_groups(spec.base, new_model(task))
 
 
+def _engine(spec: Spec, task: Task, device: torch.device, storage: BaseStorage, run: RunDir, notes: Progress) -> Engine:
+    if spec.engine != "workers":
+        return make_engine(spec.engine, task, device, notes.on_steps, notes.on_note, spec.memory, spec.workers)
+    url = spec.storage
+    if url is None:  # jobs need a storage that many processes write to
+        url = f"sqlite:///{run.file(rundir.WORK).resolve()}"
+        storage = open_storage(url, Path(), notes.on_note)
+    return make_workers(spec, task, device, storage, url, run, notes.on_steps, notes.on_note)
+
+
 @contextmanager
 def _last_words(run: RunDir, notes: _Notes, engine: Engine) -> Iterator[None]:
     """Whatever happens, leave the tables complete and the log saying how it ended, and how trials were trained."""
@@ -263,7 +272,7 @@ def _same_spec(spec: Spec, run: RunDir) -> None:
     except SpecError as problem:
         raise RunDirError(f"{problem}; name another run directory with --run-dir, or delete this one") from problem
     wanted = yaml_text.parse(spec.to_yaml(), rundir.SPEC, SpecError)
-    free = {"engine", "memory", "device"}
+    free = {"engine", "memory", "device", "workers", "trial_timeout"}
     other = sorted(key for key in begun | wanted if key not in free and begun.get(key) != wanted.get(key))
     if other:
         raise RunDirError(

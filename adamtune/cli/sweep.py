@@ -23,6 +23,9 @@ def sweep(
     seed: Annotated[int | None, typer.Option(help="Instead of the spec's seed.")] = None,
     engine: Annotated[str | None, typer.Option(help="Instead of the spec's engine.")] = None,
     storage: Annotated[str | None, typer.Option(help="Instead of the spec's storage: an Optuna URL.")] = None,
+    workers: Annotated[
+        str | None, typer.Option(help="Instead of the spec's workers: processes to train in here, or auto.")
+    ] = None,
     memory: Annotated[
         float | None, typer.Option(help="Share of the free memory that trials side by side may take; 0.6 by default.")
     ] = None,
@@ -38,6 +41,8 @@ def sweep(
     Example: adamtune sweep configs/digits.yaml --run-dir runs/digits
     """
     given = {"seed": seed, "engine": engine, "storage": storage, "memory": memory}
+    if workers is not None:
+        given["workers"] = int(workers) if workers.isdigit() else workers
     overrides: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     from adamtune.spec import load_spec
 

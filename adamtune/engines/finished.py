@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import time
-import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from adamtune.history import Outcome, RungReport, TrialRequest, TrialResult
+from adamtune.engines.plain import result_data, result_of
+from adamtune.history import TrialRequest, TrialResult
 from adamtune.rundir import mend_tail
 
 
@@ -62,47 +59,16 @@ class FinishedTrials:
     def pop(self, place: Place, request: TrialRequest) -> TrialResult | None:
         """The trial that ended at this place in an earlier sitting; None where there is none."""
         data = self._lines.pop(place, None)
-        return None if data is None else _result(data, request)
+        return None if data is None else result_of(data, request)
 
     def add(self, ended: Sequence[tuple[Place, TrialResult]]) -> None:
         """Keep trials that have ended. Raises `OSError` where the disk is full."""
         if self._path is None or not ended:
             return
         elapsed = time.monotonic() - self._began
-        lines = [json.dumps(_data(place, result) | {"elapsed": elapsed}) + "\n" for place, result in ended]
+        told = [asdict(place) | result_data(result) | {"elapsed": elapsed} for place, result in ended]
+        lines = [json.dumps(data) + "\n" for data in told]
         with self._path.open("a", encoding="utf-8") as file:
             file.write("".join(lines))
             file.flush()
             os.fsync(file.fileno())
-
-
-def _data(place: Place, result: TrialResult) -> dict[str, Any]:
-    rungs = [
-        {"step": rung.step, "losses": _packed(rung.train_losses), "values": rung.values, "probe": rung.probe}
-        for rung in result.rungs
-    ]
-    return {
-        "key": place.key,
-        "time": place.time,
-        "outcome": str(result.outcome),
-        "steps": result.steps,
-        "seconds": result.seconds,
-        "message": result.message,
-        "rungs": rungs,
-    }
-
-
-def _result(data: dict[str, Any], request: TrialRequest) -> TrialResult:
-    rungs = tuple(
-        RungReport(rung["step"], _unpacked(rung["losses"]), rung["values"], rung["probe"]) for rung in data["rungs"]
-    )
-    return TrialResult(request, Outcome(data["outcome"]), data["steps"], rungs, data["seconds"], data["message"])
-
-
-def _packed(losses: Sequence[float]) -> str:
-    """To the bit, in a third of the room that decimals take."""
-    return base64.b64encode(zlib.compress(np.asarray(losses, dtype="<f8").tobytes())).decode("ascii")
-
-
-def _unpacked(text: str) -> tuple[float, ...]:
-    return tuple(np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype="<f8").tolist())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from adamtune.errors import InputError
 from adamtune.evidence import Direction
 from adamtune.knobs import Choice, Knob, Scale, Value
 from adamtune.search.journal import BufferedJournal
+from adamtune.search.patient import PatientStorage
 from adamtune.trial import Outcome, TrialResult
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # it prints a line a trial; ours is the only voice in the terminal
@@ -48,15 +49,16 @@ class JournalFile(JournalStorage):
         self._file.flush()
 
 
-def open_storage(url: str | None, journal: Path) -> BaseStorage:
+def open_storage(url: str | None, journal: Path, on_note: Callable[[str], None] = lambda note: None) -> BaseStorage:
     """The storage of a sweep: an Optuna URL, or by default a journal file. To be closed by `close_storage`.
 
-    Raises `InputError` when the URL cannot be opened.
+    `on_note` hears when a database goes away and comes back. Raises `InputError` when the URL cannot be opened.
     """
     if url is None:
         return JournalFile(journal)
     try:
-        return optuna.storages.get_storage(url)
+        database = "://" in url and not url.startswith("redis")
+        return optuna.storages.get_storage(PatientStorage(url, on_note) if database else url)
     except Exception as problem:  # SQLAlchemy's, the driver's or Optuna's own: all mean that the URL is no use
         reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
         raise InputError(f"the storage cannot be opened: {reason}; leave `storage` out for a file") from problem
