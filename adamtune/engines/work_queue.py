@@ -101,6 +101,8 @@ class WorkQueue:
         self._beats, self._beaten, self._beat = Beats(), 0.0, 0
         self._workers: set[str] = set()
         self._left: set[str] = set()
+        self._kept: list[int] | None = None
+        """What workers have not been told yet to keep."""
         self._wait = _LOOK
         if local is not None:
             local.start()
@@ -115,6 +117,9 @@ class WorkQueue:
     def answers(self) -> Iterator[Answer]:
         """See `Workplace.answers`."""
         self._look_after_workers()
+        if self._kept is not None:
+            self._storage.set_study_user_attr(self._study, "keep", self._kept)
+            self._kept = None
         came = False
         for trial in self._storage.get_all_trials(self._study, deepcopy=False):
             given = self._given.get(trial._trial_id)
@@ -131,7 +136,7 @@ class WorkQueue:
 
     def keep(self, trials: Collection[int]) -> None:
         """See `Workplace.keep`."""
-        self._storage.set_study_user_attr(self._study, "keep", sorted(trials))
+        self._kept = sorted(trials)
         for trial_id, given in list(self._given.items()):
             if given.job.trial not in trials:
                 self._withdraw(trial_id)

@@ -10,6 +10,7 @@ from typing import Any
 
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
+from sqlalchemy import event
 
 PATIENCE = 300.0
 """Seconds for which a call is made again before its error is raised: a database server restarts within them."""
@@ -22,11 +23,23 @@ class PatientStorage(RDBStorage):
 
     def __init__(self, url: str, on_note: Callable[[str], None] = lambda note: None) -> None:
         """Connect; raises at once where that fails. `on_note` hears when the database goes away and comes back."""
-        server = {"pool_pre_ping": True}  # a connection that the server has closed is made again
-        super().__init__(
-            url, engine_kwargs={"connect_args": {"timeout": _BUSY}} if url.startswith("sqlite") else server
-        )
         self.on_note = on_note
+        if not url.startswith("sqlite"):
+            super().__init__(url, engine_kwargs={"pool_pre_ping": True})  # a connection that was closed is made again
+            return
+        super().__init__(url, engine_kwargs={"connect_args": {"timeout": _BUSY}})
+        event.listen(self.engine, "connect", _write_ahead)
+        self.remove_session()
+        self.engine.dispose()  # the connection that made the tables was made before
+
+
+def _write_ahead(connection: Any, _: object) -> None:
+    """Readers do not wait for the writer, and a write takes 1 ms instead of 20: it is not forced to the disk at once.
+
+    A crash of the machine may lose the last writes, never the file.
+    """
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")
 
 
 def _patient(call: Callable[..., Any]) -> Callable[..., Any]:
