@@ -108,6 +108,10 @@ class Trial:
         """End the trial here by decision of whoever compares it."""
         self._history.prune()
 
+    def fail(self, why: str) -> None:
+        """End the trial here: it cannot go on, for a reason that is not its recipe's."""
+        self._history.fail(why)
+
     def result(self) -> TrialResult:
         """The trial as it stands; one that has not ended counts as pruned."""
         return self._history.result()

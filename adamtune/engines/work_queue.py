@@ -26,6 +26,7 @@ from adamtune import errors
 from adamtune.engines.jobs import Done, Job
 from adamtune.engines.local_workers import LocalWorkers
 from adamtune.engines.spread import Answer
+from adamtune.engines.time_limit import too_long
 from adamtune.errors import AdamtuneError
 
 BEAT = 2.0
@@ -226,7 +227,7 @@ def answer_of(text: str, job: Job) -> Answer:
     """What `answer_data` or `timed_out` wrote."""
     data = json.loads(text)
     if "timeout" in data:
-        return Answer(job.trial, lost=f"no rung within the trial_timeout of {data['timeout']:g} s", again=False)
+        return Answer(job.trial, lost=too_long(data["timeout"]), again=False)
     if "error" in data:
         kind = getattr(errors, data["kind"], AdamtuneError) if data["kind"] in _KINDS else RuntimeError
         return Answer(job.trial, error=kind(data["error"]))
