@@ -244,7 +244,8 @@ def _task_of(spec: Spec) -> tuple[Task, torch.device, list[ParamGroup]]:
 
 def _engine(spec: Spec, task: Task, device: torch.device, storage: BaseStorage, run: RunDir, notes: Progress) -> Engine:
     if spec.engine != "workers":
-        return make_engine(spec.engine, task, device, notes.on_steps, notes.on_note, spec.memory, spec.workers)
+        on_steps, on_note, processes = notes.on_steps, notes.on_note, spec.workers or None
+        return make_engine(spec.engine, task, device, on_steps, on_note, spec.memory, processes, spec.trial_timeout)
     url = spec.storage
     if url is None:  # jobs need a storage that many processes write to
         url = f"sqlite:///{run.file(rundir.WORK).resolve()}"

@@ -53,21 +53,25 @@ def make_engine(
     on_note: Callable[[str], None] = lambda note: None,
     memory: float = MEMORY,
     processes: int | None = None,
+    timeout: float | None = None,
 ) -> Engine:
     """The engine a spec names that trains on this machine; `auto` is whatever trains the task fastest here.
 
     `on_steps` hears of steps trained, `on_note` one line on how trials are trained. `memory` is the share of the free
-    memory that trials trained side by side may take; `processes`, how many train, one a core by default. Raises
-    `InputError` for an engine or a share there is not.
+    memory that trials trained side by side may take; `processes`, how many train, one a core by default;
+    `timeout`, the seconds that a trial may take to its next rung. Raises `InputError` for an engine or a share there is
+    not.
     """
     if not 0 < memory <= 1:
         raise InputError(f"memory must be a share of the free memory, above 0 and at most 1, not {memory:g}")
     if name not in ENGINES:
         raise InputError(f"there is no engine '{name}'; the engines are: {', '.join(ENGINES)}")
     if name == "sequential":
-        return SequentialEngine(task, device, on_steps)
+        return SequentialEngine(task, device, on_steps, timeout)
     always = name == "population"
-    return PopulationEngine(task, device, on_steps, on_note, always=always, memory=memory, processes=processes)
+    return PopulationEngine(
+        task, device, on_steps, on_note, always=always, memory=memory, processes=processes, timeout=timeout
+    )
 
 
 def make_workers(

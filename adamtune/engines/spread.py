@@ -12,10 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from adamtune.engines.jobs import Done, Job
+from adamtune.engines.processes import MAX_RETRIES
 from adamtune.history import Outcome, RungReport, TrialRequest, TrialResult
-
-MAX_RETRIES = 3
-"""Times that a trial is trained again after its worker died; then it has failed."""
 
 
 @dataclass(frozen=True)
