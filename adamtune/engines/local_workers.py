@@ -10,14 +10,14 @@ from pathlib import Path
 
 import torch
 
-from adamtune.errors import AdamtuneError
+from adamtune.errors import AdamtuneError, ExitCode
 
 NAME = "ADAMTUNE_WORKER"
 """The environment variable by which a sweep names the workers it starts."""
 STORAGE = "ADAMTUNE_STORAGE"
 """The environment variable that a worker reads the storage URL from: a command line would show its password."""
 
-_DEATHS_IN_A_ROW = 10
+_DEATHS_IN_A_ROW = 5
 """Workers that may die without a job done, for each of them, before the sweep gives up."""
 
 
@@ -47,6 +47,8 @@ class LocalWorkers:
                 self._dead.add(name)
                 del self._processes[name]
                 self._deaths += 1
+                if process.returncode == ExitCode.USAGE:  # the next would say the same
+                    raise AdamtuneError(f"a worker cannot start: {self._last_words()}")
                 if self._deaths > _DEATHS_IN_A_ROW * self._count:
                     raise AdamtuneError(f"the workers die before they have done a job; {self._log} says why")
                 self._start(place)
@@ -73,6 +75,10 @@ class LocalWorkers:
                 process.kill()
                 process.wait()
         self._processes.clear()
+
+    def _last_words(self) -> str:
+        lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return next((line for line in reversed(lines) if line.startswith("adamtune: ")), f"see {self._log}")
 
     def _start(self, place: int) -> None:
         name = f"local-{place}-{uuid.uuid4().hex[:6]}"
