@@ -41,7 +41,7 @@ bench-search: .venv .venv/peers
 bench-throughput: .venv .venv/peers
 	$(BIN)/python -m benchmarks.throughput
 
-chaos: .venv
+chaos: .venv .venv/chaos
 	$(BIN)/python -m benchmarks.chaos
 
 # fastai asks for torchvision but reads learning rates without it; beside a CPU torch a CUDA torchvision does not load,
@@ -50,6 +50,10 @@ chaos: .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m pip uninstall --quiet --yes torchvision
 	@touch .venv/peers
+
+.venv/chaos: .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[chaos]'
+	@touch .venv/chaos
 
 .venv/consumers: .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[consumers,dev,examples]'

@@ -171,6 +171,13 @@ Space = create_model(
 )
 
 
+class RayCluster(Frozen):
+    """The cluster of `engine: ray`."""
+
+    address: str | None = None
+    """As `ray.init` takes it: `auto` for the cluster that this machine is part of; None for one of its own, here."""
+
+
 class Spec(Frozen):
     """A sweep, fully described. `load_spec` reads one from a file."""
 
@@ -187,12 +194,14 @@ class Spec(Frozen):
     space: Space = Space()
     objective: Objective = Objective()
     device: str = "auto"
-    engine: Literal["auto", "sequential", "population", "workers"] = "auto"
+    engine: Literal["auto", "sequential", "population", "workers", "ray"] = "auto"
     """`auto` takes whatever trains the task fastest here; `population` stacks trials also where that does not pay;
-    `workers` trains them one by one in processes of their own, on any machine that reaches the storage."""
+    `workers` trains them one by one in processes of their own, on any machine that reaches the storage; `ray` on a Ray
+    cluster."""
+    ray: RayCluster = RayCluster()
     workers: Annotated[Annotated[Whole, Field(ge=0)] | None, BeforeValidator(_auto_or_number)] = None
-    """Processes to train in on this machine; None (`auto`): one a GPU or, without any, one a core. 0 with `engine:
-    workers`: none, others are started by hand."""
+    """Processes to train in on this machine, or on the Ray cluster; None (`auto`): one a GPU or, without any, one a
+    core. 0 with `engine: workers`: none, others are started by hand."""
     trial_timeout: Annotated[Number, Field(gt=0)] | None = None
     """Seconds a trial may take from one rung to the next; then it has failed."""
     memory: Annotated[Number, Field(gt=0, le=1)] = 0.6

@@ -23,7 +23,7 @@ from optuna.storages import BaseStorage
 from adamtune import rundir, yaml_text
 from adamtune.diagnose import Told, counted
 from adamtune.diagnose.trials import observed
-from adamtune.engines import Engine, FinishedTrials, make_engine, make_workers, pick_device
+from adamtune.engines import Engine, FinishedTrials, make_engine, make_ray, make_workers, pick_device
 from adamtune.engines.width import time_alone
 from adamtune.errors import Problem, RunDirError, SpecError
 from adamtune.evidence import Interval, Verdict
@@ -243,6 +243,8 @@ def _task_of(spec: Spec) -> tuple[Task, torch.device, list[ParamGroup]]:
 
 
 def _engine(spec: Spec, task: Task, device: torch.device, storage: BaseStorage, run: RunDir, notes: Progress) -> Engine:
+    if spec.engine == "ray":
+        return make_ray(spec, device, notes.on_steps, notes.on_note)
     if spec.engine != "workers":
         on_steps, on_note, processes = notes.on_steps, notes.on_note, spec.workers or None
         return make_engine(spec.engine, task, device, on_steps, on_note, spec.memory, processes, spec.trial_timeout)
@@ -273,7 +275,7 @@ def _same_spec(spec: Spec, run: RunDir) -> None:
     except SpecError as problem:
         raise RunDirError(f"{problem}; name another run directory with --run-dir, or delete this one") from problem
     wanted = yaml_text.parse(spec.to_yaml(), rundir.SPEC, SpecError)
-    free = {"engine", "memory", "device", "workers", "trial_timeout"}
+    free = {"engine", "memory", "device", "workers", "trial_timeout", "ray"}
     other = sorted(key for key in begun | wanted if key not in free and begun.get(key) != wanted.get(key))
     if other:
         raise RunDirError(

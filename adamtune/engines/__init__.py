@@ -14,6 +14,7 @@ from adamtune.engines.finished import FinishedTrials as FinishedTrials
 from adamtune.engines.local_workers import LocalWorkers, worker_count
 from adamtune.engines.population import MEMORY as MEMORY
 from adamtune.engines.population import PopulationEngine
+from adamtune.engines.ray_workplace import RayWorkplace
 from adamtune.engines.resumable import ResumableBatch as ResumableBatch
 from adamtune.engines.resumable import ResumableEngine as ResumableEngine
 from adamtune.engines.sequential import SequentialEngine
@@ -95,3 +96,11 @@ def make_workers(
         on_note(f"workers train: adamtune worker --storage URL --study {name} starts one")
     queue = WorkQueue(storage, name, told, local)
     return SpreadEngine("workers", queue, on_steps, on_note, spec.trial_timeout)
+
+
+def make_ray(
+    spec: Spec, device: torch.device, on_steps: Callable[[int], None], on_note: Callable[[str], None]
+) -> SpreadEngine:
+    """The engine of `engine: ray`. Raises `InputError` where there is no Ray."""
+    place = RayWorkplace(spec.task.ref, spec.task.args, device, spec.ray.address, spec.workers)
+    return SpreadEngine("ray", place, on_steps, on_note, spec.trial_timeout)

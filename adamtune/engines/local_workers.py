@@ -64,6 +64,10 @@ class LocalWorkers:
             return True
         return name in self._processes and self._processes[name][1].poll() is not None
 
+    def processes(self) -> list[subprocess.Popen[bytes]]:
+        """Those that run."""
+        return [process for _, process in self._processes.values()]
+
     def close(self) -> None:
         """End them all."""
         for _, process in self._processes.values():

@@ -68,7 +68,7 @@ class SpreadEngine:
         """`on_steps(n)` is told of every n steps trained, `on_note` of what goes wrong on the way. `timeout`: seconds
         that a trial may take to its next rung.
         """
-        self.name, self._workplace, self._on_steps, self._on_note = name, workplace, on_steps, on_note
+        self.name, self._workplace, self.on_steps, self._on_note = name, workplace, on_steps, on_note
         self._timeout, self._max_retries = timeout, max_retries
         self._numbers = itertools.count()
         self._open: set[int] = set()
@@ -106,7 +106,7 @@ class SpreadEngine:
                     if answer.error is not None:
                         errors[answer.trial] = answer.error
                     elif answer.done is not None:
-                        self._on_steps(answer.done.result.steps - trial.result.steps)
+                        self.on_steps(answer.done.result.steps - trial.result.steps)
                         trial.result, trial.runs = answer.done.result, answer.done.runs
                     else:
                         self._on_note(f"trial {trial.number} failed: {trial.result.message}")
