@@ -10,7 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -24,7 +24,7 @@ from adamtune.diagnose import Told, counted
 from adamtune.diagnose.trials import observed
 from adamtune.engines import Engine, FinishedTrials, make_engine, pick_device
 from adamtune.engines.width import time_alone
-from adamtune.errors import Problem, RunDirError, SpecError
+from adamtune.errors import Problem, RunDirError, SpecError, UnwritableError
 from adamtune.evidence import Interval, Verdict
 from adamtune.groups import ParamGroup, param_groups
 from adamtune.plan import (
@@ -216,10 +216,13 @@ def sweep(
                 spec, recipe, conclusion, context.answers, found, context.budget.spent, seconds, run_dir
             )
             run.write(rundir.RECIPE, recipe.to_yaml())
-            run.write_json(rundir.RESULT, result.to_dict())
             notes.write_tables()  # the report reads them
-            run.write(rundir.REPORT, report_html(run.path))
+            run.write_json(rundir.ENGINE, engine.facts())
+            told_as = rundir.jsonable(result.to_dict())
+            run.write(rundir.REPORT, report_html(run.path, told_as))
             run.log(f"done: {context.budget.spent} steps in {seconds:.1f} s")
+            close_storage(storage)
+            run.write_json(rundir.RESULT, told_as)  # last: a run that has it is finished
     return result
 
 
@@ -245,15 +248,20 @@ def _task_of(spec: Spec) -> tuple[Task, torch.device, list[ParamGroup]]:
 
 @contextmanager
 def _last_words(run: RunDir, notes: _Notes, engine: Engine) -> Iterator[None]:
-    """Whatever happens, leave the tables complete and the log saying how it ended, and how trials were trained."""
+    """Whatever ends it early, leave the tables complete and the log saying how it ended, and how trials were trained.
+
+    Where the disk is full that is left out: what ended it is what is told.
+    """
     try:
         yield
     except BaseException as end:
-        run.log(f"ended by {type(end).__name__}: {end}")
+        with suppress(UnwritableError):
+            run.log(f"ended by {type(end).__name__}: {end}")
+        with suppress(UnwritableError):
+            run.write_json(rundir.ENGINE, engine.facts())
+        with suppress(UnwritableError):
+            notes.write_tables()
         raise
-    finally:
-        notes.write_tables()
-        run.write_json(rundir.ENGINE, engine.facts())
 
 
 def _same_spec(spec: Spec, run: RunDir) -> None:

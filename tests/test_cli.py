@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -257,7 +258,8 @@ def test_a_run_directory_that_is_taken_is_answered_with_one_sentence(
 ) -> None:
     assert_refused(cli("sweep", spec(), "--run-dir", finished), "already holds a finished run; name another")
     with RunDir(tmp_path / "mine").claimed():
-        assert_refused(cli("sweep", spec(), "--run-dir", "mine"), "mine is in use by another sweep; wait for it")
+        told = f"mine is in use by another sweep, process {os.getpid()} on {platform.node()}; wait for it"
+        assert_refused(cli("sweep", spec(), "--run-dir", "mine"), told)
     assert [entry.name for entry in (tmp_path / "mine").iterdir()] == [".lock"]
 
 

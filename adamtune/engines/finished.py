@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import time
 import zlib
 from collections import Counter
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from adamtune.history import Outcome, RungReport, TrialRequest, TrialResult
-from adamtune.rundir import mend_tail
+from adamtune.rundir import append, read_lines
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Place:
 class FinishedTrials:
     """The ended trials of a sweep by their place. One line of JSON each, put on the disk when `add` returns.
 
-    A line that a crash or a full disk has cut short, which can only be the last, is dropped.
+    From a line on that a crash or a full disk has left damaged, they are dropped.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -41,9 +40,7 @@ class FinishedTrials:
         self.seconds_before = 0.0
         """What earlier sittings of the sweep took, up to the last trial that ended."""
         if path is not None and path.exists():
-            mend_tail(path)
-            for line in path.read_text(encoding="utf-8").splitlines():
-                data = json.loads(line)
+            for data in read_lines(path):
                 self._lines[Place(data["key"], data["time"])] = data
                 self.seconds_before = data["elapsed"]
         self._began = time.monotonic() - self.seconds_before
@@ -65,15 +62,12 @@ class FinishedTrials:
         return None if data is None else _result(data, request)
 
     def add(self, ended: Sequence[tuple[Place, TrialResult]]) -> None:
-        """Keep trials that have ended. Raises `OSError` where the disk is full."""
+        """Keep trials that have ended: all of them, or none. Raises `UnwritableError` where the disk is full."""
         if self._path is None or not ended:
             return
         elapsed = time.monotonic() - self._began
         lines = [json.dumps(_data(place, result) | {"elapsed": elapsed}) + "\n" for place, result in ended]
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write("".join(lines))
-            file.flush()
-            os.fsync(file.fileno())
+        append(self._path, "".join(lines))
 
 
 def _data(place: Place, result: TrialResult) -> dict[str, Any]:

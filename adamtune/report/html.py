@@ -36,12 +36,12 @@ _PROBED = {
 }
 
 
-def report_html(run_dir: Path) -> str:
+def report_html(run_dir: Path, result: Result | None = None) -> str:
     """The page of a finished run. What the run did not ask or measure has no section.
 
-    Raises `RunDirError` when the run has no result.
+    `result` stands for its result.json where that is not written yet. Raises `RunDirError` when there is neither.
     """
-    result = rundir.read_result(run_dir)
+    result = rundir.read_result(run_dir) if result is None else result
     final = final_rows(run_dir, rundir.TRIALS)
     sections = [
         _answer(run_dir, result),
