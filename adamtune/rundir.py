@@ -45,7 +45,7 @@ _WRITTEN_WHOLE = (SPEC, ENVIRONMENT, ENGINE, TRIALS, CURVES, PROBE, RECIPE, RESU
 _NOT_BEGUN = {_LOCK, ENVIRONMENT}
 """What a sweep may leave that ended before it had written its spec."""
 
-_RESULT_KEYS = {"task", "objective", "default", "recommended", "stages", "steps_used", "wall_seconds", "changed"}
+_LARGEST_JSON = 100_000_000
 
 
 class RunDir:
@@ -135,8 +135,8 @@ class RunDir:
         self.write(name, json.dumps(jsonable(data), indent=2, allow_nan=False) + "\n")
 
     def log(self, line: str) -> None:
-        """Add a line to the log, with the time."""
-        append(self.file(LOG), f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {line}\n", sync=False)
+        """Add a line to the log, with the time; what does not print, a line's end too, is spelled out."""
+        append(self.file(LOG), f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {plain(line)}\n", sync=False)
 
 
 def write_atomically(path: Path, text: str, mode: int | None = None) -> None:
@@ -247,16 +247,45 @@ def jsonable(value: Any) -> Any:
     return value
 
 
+def run_file(run: Path, name: str) -> Path:
+    """The path of a file in a run directory that somebody else may have written, to read it; it need not be there.
+
+    Raises `RunDirError` where it is a link that leads out of the directory, or a pipe or the like.
+    """
+    path = run / name
+    if path.is_symlink() and not path.resolve().is_relative_to(run.resolve()):
+        raise RunDirError(f"{path} is a link that leads out of its run directory, so it is not read")
+    if path.exists() and not path.is_file():
+        raise RunDirError(f"{path} is no plain file, so it is not read")
+    return path
+
+
+def read_json(run: Path, name: str) -> Any:
+    """The data of one of a run's JSON files.
+
+    Raises `RunDirError` as `run_file`; `OSError`, or `ValueError` where it is too large or no JSON.
+    """
+    path = run_file(run, name)
+    with path.open("rb") as file:
+        text = file.read(_LARGEST_JSON + 1)
+    if len(text) > _LARGEST_JSON:
+        raise ValueError(f"it is larger than {_LARGEST_JSON // 1_000_000} MB, so it is none of ours")
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def read_result(run: Path) -> dict[str, Any]:
-    """The `result.json` of a finished run.
+    """The `result.json` of a finished run; see `result_shape` for what it holds at least.
 
     Raises `RunDirError` when the folder is no run, or one that has not finished.
     """
+    from adamtune.result_shape import checked  # loads pydantic, which a sweep's workers and `--help` do not need
+
     path = run / RESULT
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(data, dict) or not set(data) >= _RESULT_KEYS:
-            raise ValueError("it holds no sweep result")
+        return checked(read_json(run, RESULT))
     except FileNotFoundError:
         if (run / SPEC).exists():
             why = f"has not finished: it has no {RESULT} yet; {run / LOG} tells how far it came"
@@ -265,7 +294,6 @@ def read_result(run: Path) -> dict[str, Any]:
         raise RunDirError(f"{run} {why}") from None
     except (OSError, ValueError) as problem:
         raise RunDirError(f"{path} cannot be read as a result: {problem}") from problem
-    return data
 
 
 def is_run(folder: Path) -> bool:

@@ -147,9 +147,10 @@ def _bound_nodes(text: str) -> None:
 
 
 def read(path: Path, error: type[DocumentError] = DocumentError) -> dict[str, Any]:
-    """Read a YAML file; `error` when it is missing, unreadable or not UTF-8."""
+    """Read a YAML file; `error` when it is missing, unreadable, too large or not UTF-8."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MAX_BYTES + 1)  # of an endless one (/dev/zero) no more
     except FileNotFoundError:
         raise error(str(path), [Problem("", "no such file")]) from None
     except IsADirectoryError:

@@ -268,6 +268,8 @@ def test_a_run_directory_that_is_taken_is_answered_with_one_sentence(
     [
         ("raising", "", "task 'separable' raised ValueError: the toy broke (tasks_for_tests.py, line "),
         ("raising", "after: 30", ") at training step "),
+        ("exiting", "after: 30", "task 'separable' raised SystemExit: 0 (tasks_for_tests.py, line "),
+        ("exits", "", ":exits raised SystemExit: usage: train.py DATA (tasks_for_tests.py, line "),
         ("ending", "", "task 'separable': train_batches ended at training step 4 of "),
         ("vector_loss", "", "the loss at training step 1 is a tensor of shape (16,), not a scalar; return the mean"),
         ("no_parameters", "", "task 'separable' fails at step 0: its model has no trainable parameters"),

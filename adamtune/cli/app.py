@@ -23,6 +23,9 @@ from adamtune.cli.recipes import recipes_app
 from adamtune.cli.show import show
 from adamtune.cli.sweep import sweep
 from adamtune.errors import FULL, AdamtuneError, ExitCode, unwritable
+from adamtune.plain_text import plain
+
+_LINES = "\n\t"
 
 app = typer.Typer(
     name="adamtune",
@@ -73,6 +76,8 @@ def run(arguments: list[str], debug: bool = False) -> int:
         return _tell(str(error), error.exit_code, debug)
     except KeyboardInterrupt:
         return _tell("interrupted", ExitCode.INTERRUPTED, debug)
+    except SystemExit as end:  # where training calls a task in other ways than trial by trial
+        return _tell(f"the task ended the process, by exit({end.code!r}); it must return", ExitCode.FAILED, debug)
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         _leave_output()
         return ExitCode.FAILED
@@ -98,5 +103,5 @@ def _tell(message: str, code: int, debug: bool) -> int:
         if debug:
             traceback.print_exc()
         if message:  # typer has none when it answers a bare `adamtune` with the help
-            typer.echo(f"adamtune: {message}", err=True)
+            typer.echo(f"adamtune: {plain(message, keep=_LINES)}", err=True)
     return code
