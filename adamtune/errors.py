@@ -94,6 +94,10 @@ class TaskError(AdamtuneError):
     """The user's task failed while it was being trained or evaluated."""
 
 
+class StorageError(AdamtuneError):
+    """The storage of a sweep failed while it was in use."""
+
+
 class UnwritableError(AdamtuneError):
     """A file cannot be written: the disk is full, or the folder is read-only."""
 

@@ -17,6 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from adamtune.errors import FULL, RunDirError, unwritable, writing
+from adamtune.passwords import without_passwords
 from adamtune.plain_text import plain
 
 SPEC = "spec.yaml"
@@ -135,8 +136,8 @@ class RunDir:
         self.write(name, json.dumps(jsonable(data), indent=2, allow_nan=False) + "\n")
 
     def log(self, line: str) -> None:
-        """Add a line to the log, with the time; what does not print, a line's end too, is spelled out."""
-        append(self.file(LOG), f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {plain(line)}\n", sync=False)
+        """Add a line to the log, with the time: without passwords, and with what does not print spelled out."""
+        append(self.file(LOG), f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {plain(without_passwords(line))}\n", sync=False)
 
 
 def write_atomically(path: Path, text: str, mode: int | None = None) -> None:

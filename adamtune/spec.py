@@ -22,6 +22,7 @@ from pydantic import (
 from adamtune import yaml_text
 from adamtune.errors import Problem, RecipeError, SpecError, TaskReferenceError
 from adamtune.knobs import KNOBS, Knob
+from adamtune.passwords import left_out, without_passwords
 from adamtune.recipe import Frozen, Number, Recipe, Whole, load_recipe
 from adamtune.task import TaskReference
 
@@ -188,7 +189,7 @@ class Spec(Frozen):
     memory: Annotated[Number, Field(gt=0, le=1)] = 0.6
     """Share of the free memory that trials trained side by side may take."""
     storage: str | None = None
-    """An Optuna storage URL; by default a journal file in the run directory."""
+    """An Optuna storage URL; by default a journal file in the run directory. `to_yaml` leaves its password out."""
     seed: Annotated[Whole, Field(ge=0)] = 0
     """Shifts every seed of the sweep."""
 
@@ -207,15 +208,27 @@ class Spec(Frozen):
             )
         return space
 
+    @field_validator("storage")
+    @classmethod
+    def _whole_password(cls, value: str | None) -> str | None:
+        if value is not None and left_out(value):
+            raise ValueError(
+                "its password was left out (***) when it was written down; give the URL with --storage, or write it "
+                "without a password and let the database's own settings have it (PostgreSQL: ~/.pgpass or PGPASSWORD)"
+            )
+        return value
+
     def knob(self, name: str) -> Knob:
         """A knob as this spec lets it be searched."""
         bounds = getattr(self.space, name) or Bounds()
         return KNOBS[name].narrowed(bounds.low, bounds.high)
 
     def to_yaml(self) -> str:
-        """The spec with every default filled in, as `spec.yaml` keeps it."""
+        """The spec with every default filled in, as `spec.yaml` keeps it; the storage's password is `***`."""
         data = self.model_dump(mode="json") | {"base": self.base.to_dict()}
         data["task"]["args"] = self.task.args  # pydantic's JSON has no infinity, YAML has
+        if self.storage is not None:
+            data["storage"] = without_passwords(self.storage)
         data["space"] = {name: bounds for name, bounds in data["space"].items() if bounds is not None}
         return yaml_text.dump(data)
 

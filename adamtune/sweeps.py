@@ -27,6 +27,7 @@ from adamtune.engines.width import time_alone
 from adamtune.errors import Problem, RunDirError, SpecError, UnwritableError
 from adamtune.evidence import Interval, Verdict
 from adamtune.groups import ParamGroup, param_groups
+from adamtune.passwords import without_passwords
 from adamtune.plan import (
     Conclusion,
     Measured,
@@ -43,7 +44,7 @@ from adamtune.recipe import Recipe
 from adamtune.report.html import report_html
 from adamtune.report.tables import curves_table, probe_table, trials_table
 from adamtune.rundir import RunDir
-from adamtune.search import close_storage, open_storage, refuse_known_run
+from adamtune.search import close_storage, open_storage, refuse_known_run, storage_faults_told
 from adamtune.search.former_runs import learned_starts
 from adamtune.spec import Spec, load_spec
 from adamtune.stages.context import Budget, Seeds, StageAnswer, StageContext, TrialRecord
@@ -205,7 +206,7 @@ def sweep(
         notes.on_plan(plan, groups)
         for note in told:
             notes.on_note(note)
-        with _last_words(run, notes, engine):
+        with _last_words(run, notes, engine), storage_faults_told(spec.storage):
             recipe = run_plan(plan, context, notes)
             conclusion = conclude(context, recipe, notes)
             last = context.measure(rundir.FINAL, recipe, context.seeds.fresh)  # known by now
@@ -292,7 +293,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     packages = ("adamtune", "torch", "optuna", "numpy", "scipy", "pandas", "pydantic")
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *map(without_passwords, sys.argv[1:])],
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: version(name) for name in packages},

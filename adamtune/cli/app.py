@@ -23,6 +23,7 @@ from adamtune.cli.recipes import recipes_app
 from adamtune.cli.show import show
 from adamtune.cli.sweep import sweep
 from adamtune.errors import FULL, AdamtuneError, ExitCode, unwritable
+from adamtune.passwords import without_passwords
 from adamtune.plain_text import plain
 
 _LINES = "\n\t"
@@ -101,7 +102,7 @@ def _leave_output() -> None:
 def _tell(message: str, code: int, debug: bool) -> int:
     with suppress(OSError):  # where nobody can be told, the exit code still says it
         if debug:
-            traceback.print_exc()
+            sys.stderr.write(without_passwords(traceback.format_exc()))
         if message:  # typer has none when it answers a bare `adamtune` with the help
-            typer.echo(f"adamtune: {plain(message, keep=_LINES)}", err=True)
+            typer.echo(f"adamtune: {plain(without_passwords(message), keep=_LINES)}", err=True)
     return code

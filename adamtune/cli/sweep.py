@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from adamtune.cli.interrupts import after_the_rung
-from adamtune.errors import ExitCode, UnwritableError
+from adamtune.errors import ExitCode, StorageError, UnwritableError
+from adamtune.passwords import without_passwords
 
 
 def sweep(
@@ -65,8 +66,8 @@ def sweep(
         kept = f"what has been measured is in {target}; {_again(spec, target, again)} goes on from there"
         typer.echo(f"adamtune: interrupted; {kept}", err=True)
         return ExitCode.INTERRUPTED
-    except UnwritableError as problem:
-        raise UnwritableError(f"{problem}, then {_again(spec, target, again)} goes on from there") from problem
+    except (StorageError, UnwritableError) as problem:
+        raise type(problem)(f"{problem}, then {_again(spec, target, again)} goes on from there") from problem
     if json:
         terminal.print_json(result.to_dict())
     else:
@@ -76,5 +77,5 @@ def sweep(
 
 def _again(spec: Path, run_dir: Path, given: Iterable[tuple[str, object]]) -> str:
     """The command that goes on with a sweep: its options as they were `given`."""
-    options = [text for name, value in given for text in (f"--{name}", str(value))]
+    options = [text for name, value in given for text in (f"--{name}", without_passwords(str(value)))]
     return shlex.join(["adamtune", "sweep", str(spec), "--run-dir", str(run_dir), *options])
