@@ -53,6 +53,10 @@ FRESH_SEEDS = 5
 """The fewest seeds of the final figures. They are no stage's seeds."""
 
 
+_MOST = 10**15
+"""Beyond it a number is a mistake, and sums of such are no longer exact in floats."""
+
+
 class TaskSpec(Frozen):
     """Which task, and what its function is called with."""
 
@@ -73,9 +77,9 @@ def _seconds(value: object) -> object:
 class Budget(Frozen):
     """What the search may spend; the first bound reached stops it."""
 
-    steps: Annotated[Whole, Field(gt=0)] | None = None
+    steps: Annotated[Whole, Field(gt=0, le=_MOST)] | None = None
     """Optimizer steps of all trials together, the final comparison included."""
-    trials: Annotated[Whole, Field(gt=0)] | None = None
+    trials: Annotated[Whole, Field(gt=0, le=_MOST)] | None = None
     """The same in trials of one horizon."""
     time: Annotated[Annotated[Number, Field(gt=0)] | None, BeforeValidator(_seconds)] = None
     """Seconds, or a text such as `30m`, for the search; the final comparison comes on top."""
@@ -175,7 +179,7 @@ class Spec(Frozen):
     horizon: Annotated[Whole, Field(ge=1, le=1_000_000_000)]
     """Optimizer steps of the run the recipe is for."""
     budget: Budget = Budget(trials=100)
-    seeds: Annotated[Whole, Field(ge=1)] = 3
+    seeds: Annotated[Whole, Field(ge=1, le=10_000)] = 3
     """Seeds each candidate is tried on before the best is confirmed on others."""
     base: Recipe = Field(default_factory=Recipe.default)
     """The recipe to start from and to compare with; in the YAML a path, or the name of a shipped one."""
@@ -190,7 +194,7 @@ class Spec(Frozen):
     """Share of the free memory that trials trained side by side may take."""
     storage: str | None = None
     """An Optuna storage URL; by default a journal file in the run directory. `to_yaml` leaves its password out."""
-    seed: Annotated[Whole, Field(ge=0)] = 0
+    seed: Annotated[Whole, Field(ge=0, le=_MOST)] = 0
     """Shifts every seed of the sweep."""
 
     @field_validator("space")

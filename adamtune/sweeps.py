@@ -234,7 +234,8 @@ def plan_of(spec: Spec) -> Plan:
     """
     task, device, groups = _task_of(spec)
     plan = make_plan(spec, groups)
-    seconds = time_alone(task, TrialRequest(spec.base, spec.seed, spec.horizon), device)
+    alone = spec.base.model_copy(update={"accumulate": 1})  # a step of thousands of batches would be timed for minutes
+    seconds = spec.base.accumulate * time_alone(task, TrialRequest(alone, spec.seed, spec.horizon), device)
     return dataclasses.replace(plan, seconds_per_step=seconds if math.isfinite(seconds) else math.nan)
 
 
