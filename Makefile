@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: test test-all test-consumers lint sweep bench bench-lr bench-probe bench-range bench-search bench-throughput \
-	chaos clean
+	chaos fuzz clean
 
 test: lint
 	$(BIN)/python -m pytest
@@ -43,6 +43,9 @@ bench-throughput: .venv .venv/peers
 
 chaos: .venv .venv/chaos
 	$(BIN)/python -m benchmarks.chaos
+
+fuzz: .venv
+	$(BIN)/python -m benchmarks.fuzz
 
 # fastai asks for torchvision but reads learning rates without it; beside a CPU torch a CUDA torchvision does not load,
 # and then neither does Lightning.

@@ -245,7 +245,7 @@ def load_task(reference: TaskReference | str, args: Mapping[str, Any] | None = N
         task = make(**args)
     except AdamtuneError:
         raise
-    except Exception as problem:
+    except (Exception, SystemExit) as problem:
         raise TaskError(f"{reference} raised {describe_exception(problem)} while making the task") from problem
     if not isinstance(task, Task):
         raise TaskReferenceError(f"{reference} returned a {type(task).__name__}; it must return an adamtune.Task")
@@ -255,9 +255,9 @@ def load_task(reference: TaskReference | str, args: Mapping[str, Any] | None = N
 def _function(reference: TaskReference) -> Callable[..., Any]:
     try:
         module = _import(reference.place)
-    except Exception as problem:
+    except (Exception, SystemExit) as problem:  # a script that reads its command line exits
         missing = isinstance(problem, ModuleNotFoundError) and reference.place.startswith(problem.name or "\0")
-        what = f"there is no module '{problem.name}'" if missing else describe_exception(problem)  # type: ignore[attr-defined]
+        what = f"there is no module '{problem.name}'" if missing else describe_exception(problem)  # type: ignore[union-attr]
         raise TaskReferenceError(f"the task {reference} does not import: {what}") from problem
     function = getattr(module, reference.function, None)
     if not callable(function):

@@ -48,7 +48,7 @@ class Trial:
                 self._batches: Iterator[Batch] = iter(task.train_batches(generator))
             except AdamtuneError:
                 raise
-            except Exception as problem:
+            except (Exception, SystemExit) as problem:
                 raise raised(task, "before training", problem) from problem
             recipe = request.recipe
             self._optimizer, self._scheduler = build_with(
@@ -92,7 +92,7 @@ class Trial:
                     values = self._evaluate()
             except AdamtuneError:
                 raise
-            except Exception as problem:
+            except (Exception, SystemExit) as problem:
                 self._inspect_losses()
                 if self.outcome is None:
                     if self._sound_parameters():

@@ -6,6 +6,7 @@ Only files are read. The task is not imported: to look at a run must not run any
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ def read_run(run: Path) -> ObservedRun:
     read; `RecipeError` for its recipe.
     """
     result = rundir.read_result(run)
-    recipe = load_recipe(run / rundir.RECIPE)
+    recipe = load_recipe(rundir.run_file(run, rundir.RECIPE))
     try:
         horizon = int(result["horizon"])
         trials = recommended_trials(final_rows(run, rundir.TRIALS))
@@ -77,8 +78,12 @@ def _observed(recipe: Recipe, horizon: int, curves: pd.DataFrame, probe: pd.Data
 def _records(probe: pd.DataFrame) -> tuple[tuple[int, Mapping[str, float]], ...]:
     records: dict[int, dict[str, float]] = {}
     for row in probe.to_dict("records"):
-        percentile = row["percentile"]
-        key = f"{row['group']}/{row['statistic']}" + (f"/{percentile}" if isinstance(percentile, str) else "")
+        names = [str(row["group"]), str(row["statistic"])]
+        if isinstance(percentile := row["percentile"], str):
+            names.append(percentile)
+        if any("/" in name for name in names) or not re.fullmatch(r"p\d+", names[2] if names[2:] else "p50"):
+            raise ValueError(f"{rundir.PROBE} has a statistic that no probe records: {' '.join(names)[:100]}")
+        key = "/".join(names)
         records.setdefault(int(row["step"]), {})[key] = float(row["value"])
     return tuple(records.items())
 

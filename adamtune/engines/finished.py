@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import Any
 
 from adamtune.engines.plain import result_data, result_of
 from adamtune.history import TrialRequest, TrialResult
-from adamtune.rundir import mend_tail
+from adamtune.rundir import append, read_lines
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Place:
 class FinishedTrials:
     """The ended trials of a sweep by their place. One line of JSON each, put on the disk when `add` returns.
 
-    A line that a crash or a full disk has cut short, which can only be the last, is dropped.
+    From a line on that a crash or a full disk has left damaged, they are dropped.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -38,9 +37,7 @@ class FinishedTrials:
         self.seconds_before = 0.0
         """What earlier sittings of the sweep took, up to the last trial that ended."""
         if path is not None and path.exists():
-            mend_tail(path)
-            for line in path.read_text(encoding="utf-8").splitlines():
-                data = json.loads(line)
+            for data in read_lines(path):
                 self._lines[Place(data["key"], data["time"])] = data
                 self.seconds_before = data["elapsed"]
         self._began = time.monotonic() - self.seconds_before
@@ -62,13 +59,9 @@ class FinishedTrials:
         return None if data is None else result_of(data, request)
 
     def add(self, ended: Sequence[tuple[Place, TrialResult]]) -> None:
-        """Keep trials that have ended. Raises `OSError` where the disk is full."""
+        """Keep trials that have ended: all of them, or none. Raises `UnwritableError` where the disk is full."""
         if self._path is None or not ended:
             return
         elapsed = time.monotonic() - self._began
         told = [asdict(place) | result_data(result) | {"elapsed": elapsed} for place, result in ended]
-        lines = [json.dumps(data) + "\n" for data in told]
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write("".join(lines))
-            file.flush()
-            os.fsync(file.fileno())
+        append(self._path, "".join(json.dumps(data) + "\n" for data in told))
