@@ -34,7 +34,7 @@ def worker(
 ) -> int:
     """Train trials of a sweep that runs with `engine: workers` on the same storage; ends with it.
 
-    Example: srun adamtune worker --storage postgresql://me@db/tuning --study digits-1
+    Example: adamtune worker --storage postgresql://me@db/tuning --study digits-1
     """
     from adamtune.engines import pick_device
     from adamtune.engines.worker import Worker, task_loader
