@@ -11,8 +11,10 @@ test: lint
 test-all: lint
 	$(BIN)/python -m pytest -m "" --durations=10
 
-test-consumers: .venv .venv/consumers
-	$(BIN)/python -m pytest -m consumers
+# On the CPU, also where there is a GPU: what is held against ours are settings.
+test-consumers: .venv .venv/consumers .venv/transformers-4
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -m consumers
+	CUDA_VISIBLE_DEVICES= .venv/transformers-4/bin/python -m pytest -m consumers tests/test_consumer_hf.py
 
 lint: .venv
 	$(BIN)/ruff check .
@@ -58,10 +60,19 @@ fuzz: .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[chaos]'
 	@touch .venv/chaos
 
+# The last four are there for a few of their files, which build optimizer and schedule; what those packages ask for is
+# not all to be had beside each other.
 .venv/consumers: .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[consumers,dev,examples]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps timm torchtune axolotl megatron-core
 	$(BIN)/python -m pip uninstall --quiet --yes torchvision
 	@touch .venv/consumers
+
+.venv/transformers-4: .venv
+	$(PYTHON) -m venv .venv/transformers-4
+	.venv/transformers-4/bin/python -m pip install --quiet --constraint constraints.txt --editable . \
+		pytest hypothesis accelerate 'transformers>=4.57,<5'
+	@touch .venv/transformers-4
 
 .venv: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -75,3 +75,10 @@ def test_every_command_is_in_the_readme() -> None:
         assert command.callback is not None
         assert f"`adamtune {command.callback.__name__.replace('_', '-')} " in README
         assert "Example: adamtune" in (command.callback.__doc__ or "")
+
+
+def test_every_export_format_is_in_the_readme() -> None:
+    from adamtune.export import FORMATS
+
+    section = README.split("## Export formats")[1].split("\n## ")[0]
+    assert sorted(re.findall(r"^\| `(\w+)` \|", section, re.M)) == sorted(FORMATS)

@@ -65,6 +65,8 @@ def export(
         typer.echo(f"{format} cannot say {unsaid}", err=True)
     if export.edit:
         typer.echo(export.edit.diff or f"{into} says all of this already\n", nl=False)
+        if export.edit.left:
+            typer.echo(f"left as they are, and in force: {', '.join(export.edit.left)}", err=True)
     if dry_run:
         return ExitCode.DONE
     beside = target.with_name(f"{target.stem}_optimizer.py") if target and companion and export.companion else None

@@ -16,6 +16,12 @@ from adamtune.export.format import Context, Format, Settings, Unsaid
 from adamtune.recipe import GroupRule, Recipe, WarmupSteps
 from adamtune.schedule import warmup_steps
 
+_OTHERS = (
+    "optim_args", "embedding_lr", "embedding_lr_scale", "lr_groups", "loraplus_lr_ratio", "lr_scheduler_kwargs",
+    "cosine_min_lr_ratio", "cosine_constant_lr_ratio", "lr_quadratic_warmup", "warmup_steps", "warmup_ratio",
+)  # fmt: skip
+"""What else moves lr there."""
+
 
 def _settings(recipe: Recipe, context: Context) -> Settings:
     values: dict[str, Any] = {"learning_rate": recipe.lr}
@@ -36,7 +42,7 @@ def _settings(recipe: Recipe, context: Context) -> Settings:
         "bf16": recipe.precision == "bf16",
         "fp16": recipe.precision == "fp16",
     }
-    return Settings(values, tuple(_unsaid(recipe, context)))
+    return Settings(values, tuple(_unsaid(recipe, context)), {key: None for key in _OTHERS if key not in values})
 
 
 def _groups(recipe: Recipe) -> dict[str, Any]:
@@ -107,10 +113,10 @@ def _unsaid_groups(recipe: Recipe) -> Iterator[Unsaid]:
         if key != ["lr_mult"]:
             yield unsaid
         elif embedding and group == embedding.name:
-            if recipe.groups.index(embedding) > 0 or "head" not in (embedding.match.kind or ()):
-                yield Unsaid(
-                    unsaid.knob, "embedding_lr_scale moves embed_tokens and lm_head together, before all rules"
-                )
+            why = "embedding_lr_scale moves embed_tokens and lm_head together, before all rules"
+            if recipe.groups.index(embedding) == 0 and "head" in (embedding.match.kind or ()):
+                why = "embedding_lr_scale moves a bias of lm_head too, where there is one"
+            yield Unsaid(unsaid.knob, why)
         elif any(group == rule.name for rule in named):
             yield Unsaid(unsaid.knob, "lr_groups leave biases, norms, embed_tokens and lm_head as they are")
         else:
