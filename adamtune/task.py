@@ -253,13 +253,14 @@ def batch_rows(batch: Batch) -> int:
         items = batch.values()
     elif isinstance(batch, tuple | list):
         items = batch
-    return next((batch_rows(item) for item in items if _has_tensor(item)), 1)
+    return next((batch_rows(item) for item in items if has_tensor(item)), 1)
 
 
-def _has_tensor(item: Any) -> bool:
+def has_tensor(item: Any) -> bool:
+    """Whether a batch, or a part of one, holds a tensor."""
     if isinstance(item, Mapping):
-        return any(_has_tensor(inner) for inner in item.values())
-    return isinstance(item, Tensor) or (isinstance(item, tuple | list) and any(_has_tensor(inner) for inner in item))
+        return any(has_tensor(inner) for inner in item.values())
+    return isinstance(item, Tensor) or (isinstance(item, tuple | list) and any(has_tensor(inner) for inner in item))
 
 
 @dataclass(frozen=True)
