@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 from adamtune import rundir, yaml_text
-from adamtune.diagnose import Told, counted
-from adamtune.diagnose.trials import observed
+from adamtune.diagnosis import Told, counted
+from adamtune.diagnosis.trials import observed
 from adamtune.engines import Engine, FinishedTrials, make_engine, pick_device
 from adamtune.engines.width import time_alone
 from adamtune.errors import Problem, RunDirError, SpecError

@@ -6,7 +6,7 @@ from statistics import fmean
 
 import pytest
 
-from adamtune.diagnose import RULES
+from adamtune.diagnosis import RULES
 from benchmarks import planted
 from benchmarks.planted import FIRST, FRESH, HEALTHY_SEEDS, Plant, Training
 from benchmarks.planted_tasks import HEALTHY

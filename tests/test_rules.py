@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from adamtune.diagnose import RULES, Observed, Rule, Severity, findings
-from adamtune.diagnose.rules.eps_size import largest_r
-from adamtune.diagnose.rules.frozen_group import r_of_noise
-from adamtune.diagnose.rules.oscillation import flips_of_noise
+from adamtune.diagnosis import RULES, Observed, Rule, Severity, findings
+from adamtune.diagnosis.rules.eps_size import largest_r
+from adamtune.diagnosis.rules.frozen_group import r_of_noise
+from adamtune.diagnosis.rules.oscillation import flips_of_noise
 from adamtune.probe import AdamProbe
 from adamtune.recipe import GroupRule, Kind, Match, Recipe
 

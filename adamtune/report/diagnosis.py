@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from adamtune.diagnose import Diagnosis, Severity, Told
+from adamtune.diagnosis import Diagnosis, Severity, Told
 from adamtune.report.wording import number
 
 _NAMES = {"below_eps": "share below eps", "never_updated": "share never updated", "nonfinite": "share not finite"}
