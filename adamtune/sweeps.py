@@ -21,8 +21,8 @@ import torch
 from optuna.storages import BaseStorage
 
 from adamtune import rundir, yaml_text
-from adamtune.diagnose import Told, counted
-from adamtune.diagnose.trials import observed
+from adamtune.diagnosis import Told, counted
+from adamtune.diagnosis.trials import observed
 from adamtune.engines import Engine, FinishedTrials, make_engine, make_ray, make_workers, pick_device
 from adamtune.engines.width import time_alone
 from adamtune.errors import Problem, RunDirError, SpecError, UnwritableError

@@ -15,8 +15,8 @@ from torch import nn
 from torch.optim import AdamW
 
 from adamtune.cli.app import run
-from adamtune.diagnose import Finding, Observed, Rule, Severity, diagnose
-from adamtune.diagnose.run import read_run
+from adamtune.diagnosis import Finding, Observed, Rule, Severity, diagnose
+from adamtune.diagnosis.run import read_run
 from adamtune.errors import RunDirError
 from adamtune.recipe import GroupRule, Match, Recipe
 
@@ -57,7 +57,7 @@ def rule(monkeypatch: pytest.MonkeyPatch) -> Rule:
                 yield Finding("large", Severity.WARNING, told, "Lower lr.", group, remedy, {"lr_r": largest})
 
     rule = Rule("test", "always", "this test", find)
-    monkeypatch.setattr("adamtune.diagnose.judging.RULES", (rule,))
+    monkeypatch.setattr("adamtune.diagnosis.judging.RULES", (rule,))
     return rule
 
 
@@ -148,7 +148,7 @@ def test_a_checkpoint_is_shown_in_eighty_columns(cli: Cli, checkpoint: Path, rul
 
 
 def test_nothing_found_is_said(cli: Cli, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adamtune.diagnose.judging.RULES", ())
+    monkeypatch.setattr("adamtune.diagnosis.judging.RULES", ())
     assert cli(checkpoint).out.endswith("\nno findings\n")
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from adamtune.cli.app import run
-from adamtune.diagnose.pickle_scan import Refused, scan_pickle
+from adamtune.diagnosis.pickle_scan import Refused, scan_pickle
 from benchmarks import fuzz, fuzz_checkpoints, fuzz_texts
 from benchmarks.fuzz import Count
 

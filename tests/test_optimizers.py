@@ -15,8 +15,8 @@ from optuna.storages.journal import JournalFileBackend
 from torch import nn
 
 from adamtune import Task
-from adamtune.diagnose.finding import Record
-from adamtune.diagnose.settling import late_to_middle, unready
+from adamtune.diagnosis.finding import Record
+from adamtune.diagnosis.settling import late_to_middle, unready
 from adamtune.engines import make_engine
 from adamtune.evidence import Verdict
 from adamtune.groups import param_groups

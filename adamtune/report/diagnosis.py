@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.table import Table
 
-from adamtune.diagnose import Diagnosis, Severity, Told
+from adamtune.diagnosis import Diagnosis, Severity, Told
 from adamtune.report.console import PlainConsole
 from adamtune.report.wording import number
 

@@ -1,11 +1,11 @@
-"""findings: what the rules of `adamtune.diagnose` find in the incumbent's trainings; every remedy is a candidate."""
+"""findings: what the rules of `adamtune.diagnosis` find in the incumbent's trainings; every remedy is a candidate."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from adamtune.diagnose import Severity, Told, counted
-from adamtune.diagnose.trials import observed
+from adamtune.diagnosis import Severity, Told, counted
+from adamtune.diagnosis.trials import observed
 from adamtune.errors import RecipeError
 from adamtune.evidence import Verdict
 from adamtune.groups import ParamGroup

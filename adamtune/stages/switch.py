@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from adamtune.diagnose.settling import LATE, late_to_middle, unready
+from adamtune.diagnosis.settling import LATE, late_to_middle, unready
 from adamtune.evidence import Verdict
 from adamtune.groups import ParamGroup
 from adamtune.knobs import KNOBS, Knob, Scale

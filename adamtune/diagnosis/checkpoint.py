@@ -10,9 +10,9 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from adamtune.diagnose.finding import Observed, Record
-from adamtune.diagnose.rebuilt import Rebuilt, plain, whole
-from adamtune.diagnose.saved_file import read_saved
+from adamtune.diagnosis.finding import Observed, Record
+from adamtune.diagnosis.rebuilt import Rebuilt, plain, whole
+from adamtune.diagnosis.saved_file import read_saved
 from adamtune.errors import CheckpointError, InputError
 from adamtune.probe import AdamProbe
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from adamtune.diagnose.finding import Finding, Observed, Rule, Severity
-from adamtune.diagnose.readings import FEWEST_RECORDS, betas_of, mean, rounded, rule_of, travelled
-from adamtune.diagnose.rules.frozen_group import FROZEN, r_of_noise
+from adamtune.diagnosis.finding import Finding, Observed, Rule, Severity
+from adamtune.diagnosis.readings import FEWEST_RECORDS, betas_of, mean, rounded, rule_of, travelled
+from adamtune.diagnosis.rules.frozen_group import FROZEN, r_of_noise
 
 NAME = "sparse-rows"
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from adamtune.diagnose.finding import Finding, Observed, Rule, Severity
-from adamtune.diagnose.readings import FEWEST_RECORDS, mean, rounded, unsolved
+from adamtune.diagnosis.finding import Finding, Observed, Rule, Severity
+from adamtune.diagnosis.readings import FEWEST_RECORDS, mean, rounded, unsolved
 
 NAME = "few-dominate"
 

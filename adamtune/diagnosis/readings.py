@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from statistics import fmean, median
 
-from adamtune.diagnose.finding import Observed
+from adamtune.diagnosis.finding import Observed
 from adamtune.recipe import Betas, GroupRule, Recipe
 
 FEWEST_RECORDS = 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable
 
-from adamtune.diagnose.finding import Record
+from adamtune.diagnosis.finding import Record
 
 LATE = 0.7
 """Of the run: the earliest hand-over that the stage `switch` tries. Later records are those that count."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from adamtune.diagnose.diagnosis import Diagnosis, Told, counted, diagnose
-from adamtune.diagnose.finding import Finding, Observed, Rule, Severity
-from adamtune.diagnose.judging import findings
-from adamtune.diagnose.rules import RULES
+from adamtune.diagnosis.diagnosis import Diagnosis, Told, counted, diagnose
+from adamtune.diagnosis.finding import Finding, Observed, Rule, Severity
+from adamtune.diagnosis.judging import findings
+from adamtune.diagnosis.rules import RULES
 
 __all__ = [
     "RULES",

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from adamtune.diagnose.finding import Finding, Observed, Rule, Severity
-from adamtune.diagnose.readings import rounded, usual_norm
+from adamtune.diagnosis.finding import Finding, Observed, Rule, Severity
+from adamtune.diagnosis.readings import rounded, usual_norm
 
 NAME = "nonfinite-state"
 

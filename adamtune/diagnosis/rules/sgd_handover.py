@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from adamtune.diagnose.finding import Finding, Observed, Rule, Severity
-from adamtune.diagnose.settling import DECAYED, LATE, SETTLED, late_to_middle, unready
+from adamtune.diagnosis.finding import Finding, Observed, Rule, Severity
+from adamtune.diagnosis.settling import DECAYED, LATE, SETTLED, late_to_middle, unready
 
 NAME = "sgd-handover"
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from statistics import fmean
 from typing import Any
 
-from adamtune.diagnose.finding import Finding, Observed, Rule, Severity
-from adamtune.diagnose.readings import FEWEST_RECORDS, rounded
+from adamtune.diagnosis.finding import Finding, Observed, Rule, Severity
+from adamtune.diagnosis.readings import FEWEST_RECORDS, rounded
 from adamtune.recipe import Recipe
 
 NAME = "generalization-gap"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from adamtune.diagnose.finding import Observed
+from adamtune.diagnosis.finding import Observed
 from adamtune.groups import ParamGroup
 from adamtune.history import TrialResult
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from adamtune.diagnose.finding import Rule
-from adamtune.diagnose.rules import (
+from adamtune.diagnosis.finding import Rule
+from adamtune.diagnosis.rules import (
     eps_size,
     few_dominate,
     frozen_group,

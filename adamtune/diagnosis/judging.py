@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from adamtune.diagnose.finding import Finding, Observed, Severity
-from adamtune.diagnose.rules import RULES
+from adamtune.diagnosis.finding import Finding, Observed, Severity
+from adamtune.diagnosis.rules import RULES
 
 
 def findings(observed: Observed) -> list[Finding]:

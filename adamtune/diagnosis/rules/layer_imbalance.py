@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from statistics import geometric_mean
 from typing import Any
 
-from adamtune.diagnose.finding import Finding, Observed, Rule, Severity
-from adamtune.diagnose.readings import betas_of, mean, rounded, rule_of, travelled
-from adamtune.diagnose.rules.frozen_group import CONSISTENT, FROZEN, r_of_noise
+from adamtune.diagnosis.finding import Finding, Observed, Rule, Severity
+from adamtune.diagnosis.readings import betas_of, mean, rounded, rule_of, travelled
+from adamtune.diagnosis.rules.frozen_group import CONSISTENT, FROZEN, r_of_noise
 from adamtune.recipe import Kind, Recipe
 
 NAME = "layer-imbalance"

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from adamtune.diagnose.finding import Finding, Observed, Rule, Severity
-from adamtune.diagnose.readings import betas_of, mean, rounded, rule_of, travelled
+from adamtune.diagnosis.finding import Finding, Observed, Rule, Severity
+from adamtune.diagnosis.readings import betas_of, mean, rounded, rule_of, travelled
 from adamtune.recipe import Recipe
 
 NAME = "frozen-group"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from adamtune.diagnose.finding import Finding, Observed, Rule, Severity
-from adamtune.diagnose.readings import betas_of, eps_knob, eps_of, mean, rounded, travelled
+from adamtune.diagnosis.finding import Finding, Observed, Rule, Severity
+from adamtune.diagnosis.readings import betas_of, eps_knob, eps_of, mean, rounded, travelled
 
 NAME = "eps-size"
 

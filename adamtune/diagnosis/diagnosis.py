@@ -6,11 +6,18 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from adamtune.diagnose.finding import Finding, Observed, Record, Severity
-from adamtune.diagnose.judging import findings
+from adamtune.diagnosis.finding import Finding, Observed, Record, Severity
+from adamtune.diagnosis.judging import findings
+from adamtune.errors import InputError
+from adamtune.recipe import Recipe
 from adamtune.rundir import is_run
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+    from adamtune.probe import AdamProbe
 
 VERSION = 1
 
@@ -76,20 +83,57 @@ class Diagnosis:
         }
 
 
-def diagnose(target: str | Path | Observed, exact: bool = False) -> Diagnosis:
-    """Measure and judge a checkpoint (a file that torch.save wrote, or a folder with one), a run directory, or a
-    training at hand (`Observed`).
+def diagnose(
+    target: str | Path | AdamProbe | Optimizer | Observed,
+    exact: bool = False,
+    *,
+    recipe: Recipe | None = None,
+    horizon: int | None = None,
+    train_losses: Sequence[float] = (),
+    validation: Sequence[tuple[int, float]] = (),
+) -> Diagnosis:
+    """Tell what Adam does or did, and what to do about it: `Diagnosis.findings`, warnings first.
 
-    Nothing that the files say is run, and no task is imported. `exact` reads every element of a checkpoint's state
-    instead of a sample. Raises `CheckpointError`, `RunDirError` or `RecipeError` for what cannot be read.
+    `target` is a checkpoint (a file that torch.save wrote, or a folder with one), a run directory, or, in a training
+    script, an `AdamProbe` with its records, or an optimizer, whose state is measured now. Nothing that files say is
+    run, and no task is imported. `exact` reads every element of a checkpoint's or an optimizer's state instead of a
+    sample; a probe has been told already.
+
+        probe = adamtune.AdamProbe(optimizer, model, every=50)
+        ...
+        adamtune.diagnose(probe, recipe=recipe, horizon=10_000, train_losses=losses).findings
+
+    The rest tells the rules more of a live training; files have their own. Without `recipe` the rules that need its
+    betas, eps or lr say nothing; `horizon` is the optimizer steps planned; `train_losses` are of every step from the
+    first, `validation` is (step, loss). Layers are told apart by the probe's model.
+
+    Raises `CheckpointError`, `RunDirError` or `RecipeError` for files that cannot be read, `ProbeError` for an
+    optimizer that cannot be probed or what is none, `InputError` where more is told of a file.
     """
+    more = recipe is not None or horizon is not None or len(train_losses) > 0 or len(validation) > 0
+    if more and isinstance(target, str | Path | Observed):
+        raise InputError(
+            "recipe, horizon, train_losses and validation are for a probe or an optimizer; "
+            f"{'an Observed' if isinstance(target, Observed) else 'a file or a run'} tells its own, so leave them out"
+        )
+    if isinstance(target, str | Path):
+        return _of_file(Path(target), exact)
     if isinstance(target, Observed):
-        step, record = target.records[-1] if target.records else (None, {})
-        return Diagnosis("", "training", step, record, counted([target]))
-    path = Path(target)
+        return _of_training(target, ())
+    from adamtune.diagnosis.live import observed_live
+
+    return _of_training(*observed_live(target, exact, recipe, horizon, tuple(train_losses), tuple(validation)))
+
+
+def _of_training(observed: Observed, notes: tuple[str, ...]) -> Diagnosis:
+    step, record = observed.records[-1] if observed.records else (None, {})
+    return Diagnosis("", "training", step, record, counted([observed]), notes=notes)
+
+
+def _of_file(path: Path, exact: bool) -> Diagnosis:
     if is_run(path):
         return _of_run(path)
-    from adamtune.diagnose.checkpoint import read_checkpoint  # loads torch, which a run does not need
+    from adamtune.diagnosis.checkpoint import read_checkpoint  # loads torch, which a run does not need
 
     checkpoint = read_checkpoint(path, exact)
     found = counted([checkpoint.observed])
@@ -97,7 +141,7 @@ def diagnose(target: str | Path | Observed, exact: bool = False) -> Diagnosis:
 
 
 def _of_run(path: Path) -> Diagnosis:
-    from adamtune.diagnose.run import read_run
+    from adamtune.diagnosis.run import read_run
 
     seeds = list(read_run(path).seeds.values())
     last = [observed.records[-1] for observed in seeds if observed.records]

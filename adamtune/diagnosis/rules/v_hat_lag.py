@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from adamtune.diagnose.finding import Finding, Observed, Rule, Severity
-from adamtune.diagnose.readings import FEWEST_RECORDS, betas_of, rounded, rule_of, unsolved, usual_norm
+from adamtune.diagnosis.finding import Finding, Observed, Rule, Severity
+from adamtune.diagnosis.readings import FEWEST_RECORDS, betas_of, rounded, rule_of, unsolved, usual_norm
 from adamtune.recipe import Recipe
 
 NAME = "v-hat-lag"

@@ -11,7 +11,7 @@ from typing import IO, Any
 
 import torch
 
-from adamtune.diagnose.pickle_scan import Refused, scan_pickle
+from adamtune.diagnosis.pickle_scan import Refused, scan_pickle
 from adamtune.errors import CheckpointError
 
 LARGEST_PICKLE = 64 * 2**20

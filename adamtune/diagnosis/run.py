@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from adamtune import rundir
-from adamtune.diagnose.finding import Observed
+from adamtune.diagnosis.finding import Observed
 from adamtune.errors import RunDirError
 from adamtune.recipe import Kind, Recipe, load_recipe
 from adamtune.run_tables import final_rows, recommended_trials
