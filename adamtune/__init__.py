@@ -14,6 +14,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from adamtune.diagnosis import Diagnosis as Diagnosis
+    from adamtune.diagnosis import diagnose as diagnose
     from adamtune.live_ramp import RangeTestResult as RangeTestResult
     from adamtune.live_ramp import range_test as range_test
     from adamtune.lr_finder import LRFindResult as LRFindResult
@@ -31,12 +33,14 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AdamProbe": "probe",
+    "Diagnosis": "diagnosis",
     "LRFindResult": "lr_finder",
     "RangeTestResult": "live_ramp",
     "Recipe": "recipe",
     "Spec": "spec",
     "SweepResult": "sweeps",
     "Task": "task",
+    "diagnose": "diagnosis",
     "load_recipe": "recipe",
     "load_spec": "spec",
     "lr_find": "lr_finder",
@@ -45,6 +49,7 @@ _HOMES = {
 }
 __all__ = [
     "AdamProbe",
+    "Diagnosis",
     "LRFindResult",
     "RangeTestResult",
     "Recipe",
@@ -52,6 +57,7 @@ __all__ = [
     "SweepResult",
     "Task",
     "__version__",
+    "diagnose",
     "load_recipe",
     "load_spec",
     "lr_find",

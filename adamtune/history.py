@@ -154,6 +154,10 @@ class History:
             self.outcome = Outcome.COMPLETED
         return None if self.outcome is Outcome.DIVERGED else report
 
+    def fail(self, why: str) -> None:
+        """End the trial here: it cannot go on."""
+        self.outcome, self._message = Outcome.FAILED, why
+
     def prune(self) -> None:
         """End the trial here by decision of whoever compares it."""
         if self.outcome is None:

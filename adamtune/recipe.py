@@ -84,7 +84,7 @@ class GroupRule(Frozen):
 class WarmupSteps(Frozen):
     """A warmup of a fixed number of steps, whatever the horizon."""
 
-    steps: Annotated[Whole, Field(ge=0)]
+    steps: Annotated[Whole, Field(ge=0, le=1_000_000_000)]
 
 
 def _warmup_form(value: object) -> str:
@@ -153,7 +153,7 @@ class Recipe(Frozen):
     clip_norm: Annotated[Number, Field(gt=0.0)] | None = None
     """Clip the gradients to this total L2 norm before each step."""
     precision: Precision = "fp32"
-    accumulate: Annotated[Whole, Field(ge=1)] = 1
+    accumulate: Annotated[Whole, Field(ge=1, le=1_000_000)] = 1
     """Batches whose mean gradient makes one step."""
     switch: Switch | None = None
     """`adamw` and `adam` only."""

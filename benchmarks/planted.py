@@ -1,4 +1,4 @@
-"""Whether the rules of `adamtune.diagnose` are right: real trainings with a fault planted, and healthy ones.
+"""Whether the rules of `adamtune.diagnosis` are right: real trainings with a fault planted, and healthy ones.
 
     python -m benchmarks.planted [RULE ...] [--json FILE]
 
@@ -20,8 +20,8 @@ from statistics import fmean
 
 import torch
 
-from adamtune.diagnose import Finding, Severity, findings
-from adamtune.diagnose.trials import observed
+from adamtune.diagnosis import Finding, Severity, findings
+from adamtune.diagnosis.trials import observed
 from adamtune.groups import param_groups
 from adamtune.recipe import Recipe
 from adamtune.task import Task

@@ -1,4 +1,4 @@
-"""Plants: short warmup, layers out of balance, rare rows, too much weight decay, few data."""
+"""Plants: short warmup, layers out of balance, rare rows, too much weight decay, few data, too small a beta1."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ def _abrupt(lr: float) -> Recipe:
 
 def _decayed(lr: float, weight_decay: float) -> Recipe:
     return tuned(lr).with_knob("weight_decay", weight_decay)
+
+
+def _undamped(lr: float, schedule: str = "cosine") -> Recipe:
+    return tuned(lr).with_knob("beta1", 0.1).with_knob("schedule", schedule)
 
 
 _BY_ADAM = Recipe(optimizer="adam", lr=1e-2, weight_decay=0.0)
@@ -35,4 +39,8 @@ PLANTS = [
     Plant("generalization-gap", "few data, by Adam", Training("diabetes, 100 rows", _BY_ADAM, 200)),
     Plant("generalization-gap", "wrong labels", Training("digits, 200 rows, 40% mislabelled", tuned(1e-2), 200)),
     Plant("generalization-gap", "wrong labels, by Adam", Training("digits, 200 rows, 40% mislabelled", _BY_ADAM, 200)),
+    Plant("oscillation", "beta1 0.1", Training("digits autoencoder", _undamped(3e-3), 200)),
+    Plant(
+        "oscillation", "beta1 0.1, constant lr", Training("digits, batches of 512", _undamped(2e-3, "constant"), 150)
+    ),
 ]

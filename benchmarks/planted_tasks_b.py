@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from adamtune.task import Task
 from adamtune.tasks import chars, digits
+from benchmarks import lr_tasks
 from benchmarks.lr_tasks import CharGRU
 from benchmarks.planted_tasks import small_chars
 
@@ -138,4 +139,6 @@ TASKS: dict[str, Callable[[], Task]] = {
     "char GRU": char_gru,
     "rare names": rare_names,
     "rare trigrams": rare_trigrams,
+    "digits, batches of 512": lambda: digits.task(batch_size=512),
+    "digits autoencoder": lambda: lr_tasks.task("digits-autoencoder"),
 }

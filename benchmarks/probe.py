@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from adamtune.diagnose.checkpoint import read_checkpoint
+from adamtune.diagnosis.checkpoint import read_checkpoint
 from adamtune.probe import PERCENTILES, AdamProbe
 
 EVERY = 10

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RAdam, SparseAdam
 
-from adamtune.diagnose.checkpoint import Checkpoint, read_checkpoint
+from adamtune.diagnosis.checkpoint import Checkpoint, read_checkpoint
 from adamtune.errors import CheckpointError
 from adamtune.handover import AdamThenSGD
 from adamtune.probe import SAMPLE, AdamProbe
@@ -504,7 +504,7 @@ def test_a_large_state_is_not_loaded(exact: str, file: Path) -> None:
     saved(file, {"state": {0: moments}, "param_groups": [GROUP]})
     watch = """
 import sys, threading
-from adamtune.diagnose import diagnose
+from adamtune.diagnosis import diagnose
 exact = bool(sys.argv[3])
 warm = diagnose(sys.argv[2], exact)
 def mb():

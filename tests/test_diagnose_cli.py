@@ -15,8 +15,8 @@ from torch import nn
 from torch.optim import AdamW
 
 from adamtune.cli.app import run
-from adamtune.diagnose import Finding, Observed, Rule, Severity, diagnose
-from adamtune.diagnose.run import read_run
+from adamtune.diagnosis import Finding, Observed, Rule, Severity, diagnose
+from adamtune.diagnosis.run import read_run
 from adamtune.errors import RunDirError
 from adamtune.recipe import GroupRule, Match, Recipe
 
@@ -57,7 +57,7 @@ def rule(monkeypatch: pytest.MonkeyPatch) -> Rule:
                 yield Finding("large", Severity.WARNING, told, "Lower lr.", group, remedy, {"lr_r": largest})
 
     rule = Rule("test", "always", "this test", find)
-    monkeypatch.setattr("adamtune.diagnose.judging.RULES", (rule,))
+    monkeypatch.setattr("adamtune.diagnosis.judging.RULES", (rule,))
     return rule
 
 
@@ -148,7 +148,7 @@ def test_a_checkpoint_is_shown_in_eighty_columns(cli: Cli, checkpoint: Path, rul
 
 
 def test_nothing_found_is_said(cli: Cli, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adamtune.diagnose.judging.RULES", ())
+    monkeypatch.setattr("adamtune.diagnosis.judging.RULES", ())
     assert cli(checkpoint).out.endswith("\nno findings\n")
 
 
@@ -220,8 +220,14 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
 @pytest.fixture
 def made(tmp_path: Path) -> Path:
     """A run by hand: on three fresh seeds the default, then the recommended recipe, whose lr_r is large on two."""
-    keys = ["task", "objective", "default", "recommended", "stages", "steps_used", "wall_seconds", "changed"]
-    (tmp_path / "result.json").write_text(json.dumps({key: {} for key in keys} | {"horizon": 10}))
+    measured = {"mean": 0.1, "ci95": [0, 1], "seeds": 3, "diverged": 0}
+    result = {
+        "task": {"ref": "t.py:task", "args": {}},
+        "objective": {"name": "loss", "direction": "minimize"},
+        **{"default": measured, "recommended": measured, "stages": [], "changed": {}},
+        **{"horizon": 10, "steps_used": 60, "wall_seconds": 1.0},
+    }
+    (tmp_path / "result.json").write_text(json.dumps(result))
     groups = (
         GroupRule(name="emb", match=Match(kind=("embedding",))),
         GroupRule(name="some", match=Match(kind=("bias",), params=("0.*",))),

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from adamtune.diagnose import diagnose
-from adamtune.diagnose.checkpoint import read_checkpoint
+from adamtune.diagnosis import diagnose
+from adamtune.diagnosis.checkpoint import read_checkpoint
 from adamtune.errors import CheckpointError, ProbeError
 from adamtune.probe import AdamProbe
 

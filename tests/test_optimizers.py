@@ -15,8 +15,8 @@ from optuna.storages.journal import JournalFileBackend
 from torch import nn
 
 from adamtune import Task
-from adamtune.diagnose.finding import Record
-from adamtune.diagnose.settling import late_to_middle, unready
+from adamtune.diagnosis.finding import Record
+from adamtune.diagnosis.settling import late_to_middle, unready
 from adamtune.engines import make_engine
 from adamtune.evidence import Verdict
 from adamtune.groups import param_groups
@@ -256,7 +256,7 @@ def test_sparse_embeddings_leave_nothing_to_ask() -> None:
             self.rows, self.head = nn.EmbeddingBag(10, 4, sparse=sparse, mode="sum"), nn.Linear(4, 2)
 
     spec = Spec(task=TaskSpec(ref="a:b"), horizon=100, base=SGD)
-    sparse = "the model's embeddings have sparse gradients, which only SGD takes"
+    sparse = "the model has tables with sparse gradients, of which SGD keeps ever longer momenta"
     assert optimizer.missing(spec, param_groups(SGD, Rows(True))) == sparse
     assert optimizer.missing(spec, param_groups(SGD, Rows(False))) == ""
 

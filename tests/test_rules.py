@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from adamtune.diagnose import RULES, Observed, Rule, Severity, findings
-from adamtune.diagnose.rules.eps_size import largest_r
-from adamtune.diagnose.rules.frozen_group import r_of_noise
-from adamtune.diagnose.rules.oscillation import flips_of_noise
+from adamtune.diagnosis import RULES, Observed, Rule, Severity, findings
+from adamtune.diagnosis.rules.eps_size import largest_r
+from adamtune.diagnosis.rules.frozen_group import r_of_noise
+from adamtune.diagnosis.rules.oscillation import flips_of_noise
 from adamtune.probe import AdamProbe
 from adamtune.recipe import GroupRule, Kind, Match, Recipe
 
@@ -73,7 +73,23 @@ def test_gradients_that_alternate_are_told_as_an_oscillation() -> None:
     probe = stepped([torch.ones(8) * (-1) ** k for k in range(20)], (0.3, 0.999), lr=0.05)
     recipe = Recipe.default().with_knob("beta1", 0.3)
     found = findings(Observed(records=probe.records, recipe=recipe))
-    assert [(finding.rule, finding.severity) for finding in found] == [("oscillation", Severity.NOTE)]
+    assert [(finding.rule, finding.severity) for finding in found] == [("oscillation", Severity.WARNING)]
+    assert dict(found[0].remedy) == {"beta1": 0.7}
+
+
+def test_a_group_with_betas_of_its_own_gets_them_back_and_a_large_beta1_is_a_note() -> None:
+    probe = stepped([torch.ones(8) * (-1) ** k for k in range(20)], (0.3, 0.999), lr=0.05)
+    records = [
+        (step, {key.replace("default", "own"): each for key, each in record.items()}) for step, record in probe.records
+    ]
+    found = []
+    for beta1 in (0.3, 0.6):
+        rule = GroupRule(name="own", match=Match(params=("own*",)), betas=(beta1, 0.99))
+        found += findings(Observed(records=records, recipe=Recipe(groups=(rule,))))
+    assert [(finding.severity, dict(finding.remedy)) for finding in found] == [
+        (Severity.WARNING, {"groups.own.betas": (0.7, 0.99)}),
+        (Severity.NOTE, {}),
+    ]
 
 
 def test_a_group_that_is_held_on_purpose_is_not_called_frozen() -> None:

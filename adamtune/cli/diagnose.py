@@ -27,7 +27,7 @@ def diagnose(
 
     Example: adamtune diagnose checkpoint-500/optimizer.pt
     """
-    from adamtune.diagnose import diagnose as diagnosis_of
+    from adamtune.diagnosis import diagnose as diagnosis_of
     from adamtune.report import terminal
     from adamtune.report.diagnosis import print_diagnosis
 

@@ -25,7 +25,7 @@ from adamtune.export.format import Context, Format, Settings, Unsaid
 from adamtune.export.into import FileEdit, edit_file
 from adamtune.export.text import text_of
 from adamtune.recipe import Recipe, load_recipe
-from adamtune.rundir import RECIPE, read_result, write_atomically
+from adamtune.rundir import RECIPE, read_result, run_file, write_atomically
 from adamtune.yaml_text import nearest
 
 __all__ = [
@@ -66,7 +66,7 @@ def recipe_of(source: Path) -> Recipe:
     if folder:
         if not (source / RECIPE).exists():
             read_result(source)  # says whether it is no run, or an unfinished one
-        return load_recipe(source / RECIPE)
+        return load_recipe(run_file(source, RECIPE))
     return load_recipe(source)
 
 

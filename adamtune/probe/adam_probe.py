@@ -76,12 +76,13 @@ class AdamProbe:
             raise ProbeError(f"percentiles must be numbers from 0 to 100, such as (10, 50, 90), not {percentiles!r}")
         if by not in ("group", "layer"):
             raise ProbeError(f"by must be 'group' or 'layer', not {by!r}")
-        self._optimizer = unwrapped(optimizer)
-        self._model = model
-        self._every = every
+        self.optimizer = unwrapped(optimizer)
+        """The optimizer that is read, out of any wrapper."""
+        self.model = model
+        self.every = every
         self._percentiles = tuple(percentiles)
         self._exact = exact
-        self._by = by
+        self.by: Literal["group", "layer"] = by
         self._steps = 0
         self._picked: dict[str, tuple[tuple[torch.device, tuple[int, ...]], Picks]] = {}
         self.records: list[tuple[int, Mapping[str, float]]] = []
@@ -97,7 +98,7 @@ class AdamProbe:
 
     @property
     def _limit(self) -> int:
-        return SAMPLE if self._by == "group" else LAYER_SAMPLE
+        return SAMPLE if self.by == "group" else LAYER_SAMPLE
 
     def step(self, *_: object) -> None:
         """Count an optimizer step; at every N-th, append (step, record) to `records`.
@@ -105,7 +106,7 @@ class AdamProbe:
         Call it after `optimizer.step()`, or hook it in: `optimizer.register_step_post_hook(probe.step)`.
         """
         self._steps += 1
-        if self._steps % self._every == 0:
+        if self._steps % self.every == 0:
             self.records.append((self._steps, self.record()))
 
     def to_frame(self) -> pd.DataFrame:
@@ -123,7 +124,7 @@ class AdamProbe:
         names: list[str] = []
         values: list[Tensor] = []
         notes: list[str] = []
-        for named in named_groups(self._optimizer, self._model, self._by):
+        for named in named_groups(self.optimizer, self.model, self.by):
             for statistic, value in self._measure(named, notes):
                 names.append(f"{named.name}/{statistic}")
                 values.append(value)
@@ -141,7 +142,7 @@ class AdamProbe:
         gradients = [real(param.grad) for param in named.params if param.grad is not None]
         if gradients:
             yield "grad_norm", norm(gradients)
-        states = [self._optimizer.state.get(param, {}) for param in named.params]
+        states = [self.optimizer.state.get(param, {}) for param in named.params]
         momenta = [real(kept) for state in states if isinstance(kept := state.get("momentum_buffer"), Tensor)]
         if momenta:
             yield "momentum_norm", norm(momenta)
@@ -154,13 +155,13 @@ class AdamProbe:
             yield from self._statistics(named, moments)
 
     def _has_momentum(self) -> bool:
-        return any("momentum_buffer" in state for state in self._optimizer.state.values())
+        return any("momentum_buffer" in state for state in self.optimizer.state.values())
 
     def _lacks(self, named: Named, moments: list[Moments], stated: bool) -> Iterator[str]:
         if any(is_shard(param) for param in named.params):
             yield f"{named.name}: only what this process holds of its shards is measured"
         if not moments:
-            kind = type(self._optimizer).__name__
+            kind = type(self.optimizer).__name__
             why = f"{kind} keeps no moments as Adam does" if stated else "it has no state yet"
             yield f"{named.name}: {why}, so there are norms only"
         elif float(named.settings["betas"][0]) == 0:
@@ -170,7 +171,7 @@ class AdamProbe:
 
     def _statistics(self, named: Named, moments: list[Moments]) -> Iterator[tuple[str, Tensor]]:
         settings = self._settings(named, moments)
-        update = update_of(self._optimizer, named.settings, moments, moments[0].first.device)
+        update = update_of(self.optimizer, named.settings, moments, moments[0].first.device)
         if self._exact and sum(each.numel for each in moments) > self._limit:
             found = exact_summary(moments, update, settings, self._percentiles)
         else:
@@ -190,7 +191,7 @@ class AdamProbe:
             lr=lr.to(moments[0].first.device, non_blocking=True) if isinstance(lr, Tensor) else float(lr),
             eps=float(group["eps"]),
             beta1=float(group["betas"][0]),
-            decay=coupled_decay(self._optimizer, group),
+            decay=coupled_decay(self.optimizer, group),
             maximize=bool(group.get("maximize")),
             rounding=max(torch.finfo(dtype).eps for dtype in (torch.float32, *(each.first.dtype for each in moments))),
         )
