@@ -8,6 +8,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,10 @@ class FinishedTrials:
         """What earlier sittings of the sweep took, up to the last trial that ended."""
         if path is not None and path.exists():
             for data in read_lines(path):
-                self._lines[Place(data["key"], data["time"])] = data
-                self.seconds_before = data["elapsed"]
+                with suppress(KeyError, TypeError, ValueError):  # of another version, or nobody's: not known
+                    place, elapsed = Place(str(data["key"]), int(data["time"])), float(data["elapsed"])
+                    self._lines[place] = data
+                    self.seconds_before = max(elapsed, self.seconds_before)
         self._began = time.monotonic() - self.seconds_before
 
     def __len__(self) -> int:
@@ -57,9 +60,12 @@ class FinishedTrials:
         return Place(key, self._asked[key])
 
     def pop(self, place: Place, request: TrialRequest) -> TrialResult | None:
-        """The trial that ended at this place in an earlier sitting; None where there is none."""
+        """The trial that ended at this place in an earlier sitting; None where there is none that can be read."""
         data = self._lines.pop(place, None)
-        return None if data is None else _result(data, request)
+        try:
+            return None if data is None else _result(data, request)
+        except (KeyError, TypeError, ValueError, zlib.error):
+            return None
 
     def add(self, ended: Sequence[tuple[Place, TrialResult]]) -> None:
         """Keep trials that have ended: all of them, or none. Raises `UnwritableError` where the disk is full."""
@@ -88,9 +94,11 @@ def _data(place: Place, result: TrialResult) -> dict[str, Any]:
 
 def _result(data: dict[str, Any], request: TrialRequest) -> TrialResult:
     rungs = tuple(
-        RungReport(rung["step"], _unpacked(rung["losses"]), rung["values"], rung["probe"]) for rung in data["rungs"]
+        RungReport(int(rung["step"]), _unpacked(rung["losses"], request.horizon), rung["values"], rung["probe"])
+        for rung in data["rungs"]
     )
-    return TrialResult(request, Outcome(data["outcome"]), data["steps"], rungs, data["seconds"], data["message"])
+    outcome, steps, seconds = Outcome(data["outcome"]), int(data["steps"]), float(data["seconds"])
+    return TrialResult(request, outcome, steps, rungs, seconds, str(data["message"]))
 
 
 def _packed(losses: Sequence[float]) -> str:
@@ -98,5 +106,10 @@ def _packed(losses: Sequence[float]) -> str:
     return base64.b64encode(zlib.compress(np.asarray(losses, dtype="<f8").tobytes())).decode("ascii")
 
 
-def _unpacked(text: str) -> tuple[float, ...]:
-    return tuple(np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype="<f8").tolist())
+def _unpacked(text: str, most: int) -> list[float]:
+    unpacking = zlib.decompressobj()
+    data = unpacking.decompress(base64.b64decode(text), 8 * most)
+    if unpacking.unconsumed_tail:
+        raise ValueError(f"more than {most} losses")
+    losses: list[float] = np.frombuffer(data, dtype="<f8").tolist()
+    return losses

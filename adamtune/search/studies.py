@@ -22,10 +22,11 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from adamtune.errors import InputError, StorageError
+from adamtune.errors import AdamtuneError, InputError, StorageError
 from adamtune.evidence import Direction
 from adamtune.knobs import Choice, Knob, Scale, Value
 from adamtune.passwords import has_password, without_passwords, without_those_of
+from adamtune.plain_text import plain
 from adamtune.search.journal import BufferedJournal
 from adamtune.trial import Outcome, TrialResult
 
@@ -57,7 +58,13 @@ def open_storage(url: str | None, journal: Path) -> BaseStorage:
     Raises `InputError` when the URL cannot be opened.
     """
     if url is None:
-        return JournalFile(journal)
+        try:
+            return JournalFile(journal)
+        except AdamtuneError:
+            raise
+        except Exception as problem:  # whole lines that make no sense to Optuna
+            what = f"{journal} cannot be read as Optuna's journal ({type(problem).__name__}: {plain(problem)[:100]})"
+            raise InputError(f"{what}; delete it: the sweep tells its trials again") from problem
     try:
         return optuna.storages.get_storage(url)
     except Exception as problem:  # SQLAlchemy's, the driver's or Optuna's own: all mean that the URL is no use
