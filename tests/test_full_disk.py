@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import json
 import os
@@ -9,6 +10,7 @@ import re
 import resource
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -230,6 +232,43 @@ def test_finished_trials_before_the_damage_are_kept(tail: bytes, tmp_path: Path)
         file.write(tail)
     again = FinishedTrials(tmp_path / "f")
     assert again.pop(again.place(request), request) == result
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['{"a": 1}', '{"key": 1, "time": {}, "elapsed": 0}', '{"key": "KEY", "time": 1, "elapsed": "x"}', "WHOLE"],
+)
+@pytest.mark.parametrize(
+    "odd", [{}, {"rungs": 3}, {"outcome": "?"}, {"rungs": [{"step": 1, "losses": "BOMB"}]}], ids=str
+)
+def test_a_finished_trial_that_makes_no_sense_is_not_known(line: str, odd: dict[str, Any], tmp_path: Path) -> None:
+    request = TrialRequest(Recipe(), seed=3, horizon=2)
+    result = TrialResult(request, Outcome.COMPLETED, 2, (RungReport(2, (0.5, 0.25), {"loss": 0.1}, {}),), 0.25, "")
+    kept = FinishedTrials(tmp_path / "f")
+    kept.add([(kept.place(request), result)])
+    (whole,) = read_lines(tmp_path / "f")
+    bomb = base64.b64encode(zlib.compress(bytes(10**8))).decode()
+    text = line.replace("KEY", json.dumps(whole["key"])[1:-1]).replace("WHOLE", json.dumps(whole | odd))
+    (tmp_path / "f").write_text(text.replace("BOMB", bomb) + "\n")
+    again = FinishedTrials(tmp_path / "f")
+    assert again.pop(again.place(request), request) == (result if line == "WHOLE" and not odd else None)
+
+
+def test_a_journal_that_makes_no_sense_is_told_and_may_be_deleted(
+    folder: Path, unbroken: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with largest_file(20_000):
+        assert command(SWEEP) == 1
+    capsys.readouterr()
+    journal = folder / "r" / rundir.JOURNAL
+    journal.write_text('{"op_code": 4, "worker_id": "x"}\n')
+    assert command(SWEEP) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("adamtune: r/study.journal cannot be read as Optuna's journal (KeyError: ")
+    assert said.endswith("); delete it: the sweep tells its trials again\n")
+    journal.unlink()
+    assert command(SWEEP) == 0
+    assert told(folder / "r") == unbroken
 
 
 def test_the_log_goes_on_after_a_line_that_was_cut_short(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pytest
 
 from adamtune.cli.app import run as command
@@ -17,6 +16,7 @@ from adamtune.errors import AdamtuneError, InputError, SpecError
 from adamtune.passwords import left_out, without_passwords, without_those_of
 from adamtune.rundir import RunDir
 from adamtune.search import open_storage
+from adamtune.search.patient import PatientStorage
 from adamtune.spec import Spec, load_spec
 
 TASKS = Path(__file__).parent / "tasks_for_tests.py"
@@ -74,14 +74,13 @@ def test_a_spec_written_down_has_no_password_and_says_so_when_it_is_read(tmp_pat
 @pytest.fixture
 def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
     """Stands for a server: whatever URL is asked for, its trials go to a file."""
-    real = optuna.storages.get_storage
 
-    def get_storage(url: str) -> optuna.storages.BaseStorage:
-        return real(f"sqlite:///{tmp_path / 'server.db'}")
+    def connect(url: str, on_note: Callable[[str], None]) -> PatientStorage:
+        return PatientStorage(f"sqlite:///{tmp_path / 'server.db'}", on_note)
 
-    monkeypatch.setattr(optuna.storages, "get_storage", get_storage)
+    monkeypatch.setattr("adamtune.search.studies.PatientStorage", connect)
     monkeypatch.chdir(tmp_path)
-    return get_storage
+    return connect
 
 
 def texts_below(folder: Path) -> str:

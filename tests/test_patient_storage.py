@@ -22,7 +22,7 @@ class Away:
             self.calls += 1
             if self.left:
                 self.left -= 1
-                raise StorageInternalError("server closed the connection unexpectedly")
+                raise StorageInternalError("database is locked")
             return works(storage, *args, **kwargs)
 
         monkeypatch.setattr(patient.PatientStorage, name, patient._patient(call))
@@ -46,6 +46,19 @@ def test_patience_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patient, "PATIENCE", -1.0)
     with pytest.raises(StorageInternalError):
         study.tell(study.ask(), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("url", "told", "passes"),
+    [
+        ("sqlite:///a.db", "database is locked", True),
+        ("sqlite:///a.db", "database or disk is full", False),
+        ("postgresql://db/a", "server closed the connection unexpectedly", True),
+        ("postgresql://db/a", 'could not extend file "base/1": No space left on device', False),
+    ],
+)
+def test_what_does_not_pass_is_not_waited_for(url: str, told: str, passes: bool) -> None:
+    assert patient._may_pass(url, StorageInternalError(told)) == passes
 
 
 def test_sqlite_writes_ahead_and_stock_tools_read_it(tmp_path: Path) -> None:

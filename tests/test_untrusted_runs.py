@@ -173,6 +173,28 @@ def test_a_result_changed_at_random_is_shown_or_refused(
     assert 20 < refused < 150
 
 
+@pytest.mark.parametrize(("horizon", "step"), [(300, 10**12), (10**12, 10**12), (10**18, 300)])
+def test_steps_beyond_reason_fill_no_memory(
+    horizon: int, step: int, make_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run("mine", lambda result: result.update(horizon=horizon))
+    curves = (run / rundir.CURVES).read_text().replace(",300,", f",{step},")
+    (run / rundir.CURVES).write_text(curves)
+    assert command(["diagnose", str(run)]) == 2
+    assert capsys.readouterr().err.startswith(f"adamtune: the tables of {run} cannot be read: ")
+
+
+@pytest.mark.parametrize("names", ["a/b,r,p50", "a,r/p50,p50", "a,r,pxx", "a,r,50"])
+def test_a_probe_record_that_no_probe_writes_is_refused(
+    names: str, make_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run()
+    probe = (run / rundir.PROBE).read_text().replace("NA,r,p50", names)
+    (run / rundir.PROBE).write_text(probe)
+    assert command(["diagnose", str(run)]) == 2
+    assert "has a statistic that no probe records" in capsys.readouterr().err
+
+
 # --- what leads outside
 
 

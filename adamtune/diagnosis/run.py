@@ -19,6 +19,9 @@ from adamtune.errors import RunDirError
 from adamtune.recipe import Kind, Recipe, load_recipe
 from adamtune.run_tables import final_rows, recommended_trials
 
+_LONGEST = 10**8
+"""Steps of a trial; a number of them stands in memory for each."""
+
 
 @dataclass(frozen=True)
 class ObservedRun:
@@ -40,6 +43,8 @@ def read_run(run: Path) -> ObservedRun:
     recipe = load_recipe(rundir.run_file(run, rundir.RECIPE))
     try:
         horizon = int(result["horizon"])
+        if horizon > _LONGEST:
+            raise ValueError(f"{horizon} steps are too many to look at one by one")
         trials = recommended_trials(final_rows(run, rundir.TRIALS))
         curves, probe = final_rows(run, rundir.CURVES), final_rows(run, rundir.PROBE)
         seeds = {
@@ -62,6 +67,8 @@ def _observed(recipe: Recipe, horizon: int, curves: pd.DataFrame, probe: pd.Data
     validation = []
     for row in curves.to_dict("records"):
         step = int(row["step"])
+        if step > horizon:
+            raise ValueError(f"{rundir.CURVES} has a step {step} beyond the horizon of {horizon}")
         train_losses += [float(row["train_loss"])] * (step - len(train_losses))
         if math.isfinite(loss := float(row.get("loss", math.nan))):
             validation.append((step, loss))

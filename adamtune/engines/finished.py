@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import time
+import zlib
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,8 +40,10 @@ class FinishedTrials:
         """What earlier sittings of the sweep took, up to the last trial that ended."""
         if path is not None and path.exists():
             for data in read_lines(path):
-                self._lines[Place(data["key"], data["time"])] = data
-                self.seconds_before = data["elapsed"]
+                with suppress(KeyError, TypeError, ValueError):  # of another version, or nobody's: not known
+                    place, elapsed = Place(str(data["key"]), int(data["time"])), float(data["elapsed"])
+                    self._lines[place] = data
+                    self.seconds_before = max(elapsed, self.seconds_before)
         self._began = time.monotonic() - self.seconds_before
 
     def __len__(self) -> int:
@@ -54,9 +58,12 @@ class FinishedTrials:
         return Place(key, self._asked[key])
 
     def pop(self, place: Place, request: TrialRequest) -> TrialResult | None:
-        """The trial that ended at this place in an earlier sitting; None where there is none."""
+        """The trial that ended at this place in an earlier sitting; None where there is none that can be read."""
         data = self._lines.pop(place, None)
-        return None if data is None else result_of(data, request)
+        try:
+            return None if data is None else result_of(data, request)
+        except (KeyError, TypeError, ValueError, zlib.error):
+            return None
 
     def add(self, ended: Sequence[tuple[Place, TrialResult]]) -> None:
         """Keep trials that have ended: all of them, or none. Raises `UnwritableError` where the disk is full."""

@@ -49,11 +49,15 @@ def result_data(result: TrialResult) -> dict[str, Any]:
 
 
 def result_of(data: Mapping[str, Any], request: TrialRequest) -> TrialResult:
-    """The result that `result_data` wrote."""
+    """The result that `result_data` wrote. Raises `KeyError`, `TypeError`, `ValueError` or `zlib.error` where it is
+    something else.
+    """
     rungs = tuple(
-        RungReport(rung["step"], _unpacked(rung["losses"]), rung["values"], rung["probe"]) for rung in data["rungs"]
+        RungReport(int(rung["step"]), _unpacked(rung["losses"], request.horizon), rung["values"], rung["probe"])
+        for rung in data["rungs"]
     )
-    return TrialResult(request, Outcome(data["outcome"]), data["steps"], rungs, data["seconds"], data["message"])
+    outcome, steps, seconds = Outcome(data["outcome"]), int(data["steps"]), float(data["seconds"])
+    return TrialResult(request, outcome, steps, rungs, seconds, str(data["message"]))
 
 
 def _packed(losses: Sequence[float]) -> str:
@@ -61,5 +65,11 @@ def _packed(losses: Sequence[float]) -> str:
     return base64.b64encode(zlib.compress(np.asarray(losses, dtype="<f8").tobytes())).decode("ascii")
 
 
-def _unpacked(text: str) -> tuple[float, ...]:
-    return tuple(np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype="<f8").tolist())
+def _unpacked(text: str, most: int) -> list[float]:
+    """At most so many: what claims to be more is not ours."""
+    unpacking = zlib.decompressobj()
+    data = unpacking.decompress(base64.b64decode(text), 8 * most)
+    if unpacking.unconsumed_tail:
+        raise ValueError(f"more than {most} losses")
+    losses: list[float] = np.frombuffer(data, dtype="<f8").tolist()
+    return losses

@@ -42,6 +42,12 @@ def _write_ahead(connection: Any, _: object) -> None:
     connection.execute("PRAGMA synchronous=NORMAL")
 
 
+def _may_pass(url: str, problem: StorageInternalError) -> bool:
+    """Whether waiting may help: a server may come back, a lock be given up; a full disk stays full."""
+    told = str(problem.__cause__ or problem)
+    return "locked" in told if url.startswith("sqlite") else "No space left" not in told
+
+
 def _patient(call: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(call)
     def again(self: PatientStorage, *args: Any, **kwargs: Any) -> Any:
@@ -49,9 +55,9 @@ def _patient(call: Callable[..., Any]) -> Callable[..., Any]:
         while True:
             try:
                 found = call(self, *args, **kwargs)
-            except StorageInternalError:
+            except StorageInternalError as problem:
                 self.remove_session()
-                if time.monotonic() - began > PATIENCE:
+                if not _may_pass(self.url, problem) or time.monotonic() - began > PATIENCE:
                     raise
                 if not away:
                     self.on_note("the storage does not answer; waiting for it")

@@ -22,10 +22,11 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from adamtune.errors import InputError, StorageError
+from adamtune.errors import AdamtuneError, InputError, StorageError
 from adamtune.evidence import Direction
 from adamtune.knobs import Choice, Knob, Scale, Value
 from adamtune.passwords import has_password, without_passwords, without_those_of
+from adamtune.plain_text import plain
 from adamtune.search.journal import BufferedJournal
 from adamtune.search.patient import PatientStorage
 from adamtune.trial import Outcome, TrialResult
@@ -58,12 +59,20 @@ def open_storage(url: str | None, journal: Path, on_note: Callable[[str], None] 
     `on_note` hears when a database goes away and comes back. Raises `InputError` when the URL cannot be opened.
     """
     if url is None:
-        return JournalFile(journal)
+        try:
+            return JournalFile(journal)
+        except AdamtuneError:
+            raise
+        except Exception as problem:  # whole lines that make no sense to Optuna
+            what = f"{journal} cannot be read as Optuna's journal ({type(problem).__name__}: {plain(problem)[:100]})"
+            raise InputError(f"{what}; delete it: the sweep tells its trials again") from problem
     try:
         database = "://" in url and not url.startswith("redis")
         return optuna.storages.get_storage(PatientStorage(url, on_note) if database else url)
     except Exception as problem:  # SQLAlchemy's, the driver's or Optuna's own: all mean that the URL is no use
         told = without_those_of(url, _first_line(problem))
+        if isinstance(problem, ImportError) and url.startswith("postgres"):
+            told += " (pip install 'adamtune[postgres]')"
         # A traceback (--debug) would quote the driver, and with it perhaps the password.
         cause = None if has_password(url) else problem
         raise InputError(f"the storage cannot be opened: {told}; leave `storage` out for a file") from cause
