@@ -21,6 +21,7 @@ from statistics import fmean
 import torch
 
 from adamtune.diagnosis import Finding, Severity, findings
+from adamtune.diagnosis.rules import sgd_handover
 from adamtune.diagnosis.trials import observed
 from adamtune.groups import param_groups
 from adamtune.recipe import Recipe
@@ -167,7 +168,7 @@ def table(rows: Iterable[Row], alarms: Mapping[str, int], healthy: int) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        remedy = ", ".join(f"{knob} {value}" for knob, value in row.remedy.items()) or "-"
+        remedy = ", ".join(f"{knob} {value}".strip() for knob, value in row.remedy.items()) or "-"
         before = "diverged" if math.isinf(row.before) else f"{row.before:.3g}"
         lines.append(
             f"| {row.rule} | {row.fault} | {row.task} | {row.found}/{row.of} | {alarms[row.rule]}/{healthy} "
@@ -182,9 +183,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     torch.set_num_threads(1)
+    from benchmarks import planted_handover
     from benchmarks.planted_tasks import HEALTHY
 
     rows = [measure(plant) for plant in plants() if not asked.rules or plant.rule in asked.rules]
+    if not asked.rules or sgd_handover.NAME in asked.rules:
+        rows += [planted_handover.measure(handover) for handover in planted_handover.HANDOVERS]
     raised = [finding for training in HEALTHY for found in false_alarms(training).values() for finding in found]
     alarms = {row.rule: sum(finding.rule == row.rule for finding in raised) for row in rows}
     print(table(rows, alarms, len(HEALTHY) * len(HEALTHY_SEEDS)))
