@@ -135,8 +135,8 @@ class Switch(Frozen):
 class Recipe(Frozen):
     """How to optimise: optimizer, schedule and per-group settings. Names and conventions are torch's.
 
-    Weight decay follows `torch.optim.AdamW`: each step shrinks a weight by lr * weight_decay, lr being the scheduled
-    and multiplied one.
+    Weight decay follows torch's optimizer of that name: AdamW's shrinks a weight at each step by lr * weight_decay, lr
+    being the scheduled and multiplied one; that of Adam and SGD is added to the gradient.
     """
 
     version: Whole = VERSION

@@ -61,7 +61,9 @@ def trainer_of(model: nn.Module, values: dict[str, Any], folder: Path) -> Any:
     scheduler_mixin = importlib.import_module(f"{mixins}.scheduler").SchedulerMixin
     names = {"optim": "optimizer", "lr_scheduler_type": "lr_scheduler"}
     own = ("learning_rate", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "lr_scheduler_kwargs")
-    passed = {key: values[key] for key in (*own, "warmup_steps", "max_steps", "optim_args") if key in values}
+    passed = {key: values[key] for key in (*own, "warmup_steps", "optim_args") if key in values}
+    if values.get("warmup_ratio") is not None:
+        passed["warmup_steps"] = int(values["warmup_ratio"] * TOTAL)
     passed |= {theirs: values[ours] for theirs, ours in names.items()}
     if passed.get("warmup_steps") == 1:  # as core/builders/base.py, which does not import without much else
         passed["warmup_steps"] = 2

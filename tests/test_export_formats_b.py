@@ -164,7 +164,7 @@ KEYS: dict[str, dict[str, Any]] = {
         "learning_rate": NUMBER, "optimizer": str, "optim_args": str, "adam_beta1": NUMBER, "adam_beta2": NUMBER,
         "adam_epsilon": NUMBER, "weight_decay": NUMBER, "embedding_lr_scale": NUMBER, "lr_groups": list,
         "lr_scheduler": str, "lr_scheduler_kwargs": dict, "cosine_min_lr_ratio": NUMBER, "warmup_steps": int,
-        "warmup_ratio": NUMBER, "max_steps": int, "max_grad_norm": NUMBER, "gradient_accumulation_steps": int,
+        "warmup_ratio": NUMBER, "max_grad_norm": NUMBER, "gradient_accumulation_steps": int,
         "bf16": bool, "fp16": bool,
     },
     "hydra": {"optimizer": dict, "scheduler": (dict, type(None))},

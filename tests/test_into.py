@@ -99,6 +99,11 @@ def test_line_ends_and_a_missing_last_one_stay() -> None:
     assert yaml_edit("\ufeffa: 1\nlr: 2\n", {"lr": 0.5}) == "\ufeffa: 1\nlr: 0.5\n"
 
 
+def test_a_comment_behind_the_last_entry_in_braces_keeps_its_line_end() -> None:
+    before = "lr: {\r\n  x: 1 # c\r\n }\r\n"
+    assert yaml_edit(before, {"lr": {"X": 2}}) == "lr: {\r\n  x: 1, # c\r\n  X: 2\r\n }\r\n"
+
+
 def test_a_list_is_replaced_as_a_whole() -> None:
     assert yaml_edit("betas: [0.9, 0.99,  0.999]  # three\n", {"betas": [0.5, 0.6]}) == "betas: [0.5, 0.6]  # three\n"
     before = "groups:\n- lr: 1   # a\n  x: [1,\n      2]\n- lr: 2\n# c\nz: 1\n"

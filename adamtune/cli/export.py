@@ -66,9 +66,11 @@ def export(
         check_target(to, force)
     recipe = recipe_of(source)
     horizon = recipe.provenance.get("horizon")
-    steps = total_steps or (horizon if isinstance(horizon, int) and horizon > 0 else None)
-    context = Context(steps, consumer_version, steps_per_epoch)
+    tuned = horizon if type(horizon) is int and horizon > 0 else None
+    context = Context(total_steps or tuned, consumer_version, steps_per_epoch)
     export = export_into(recipe, format, into, context) if into else export_recipe(recipe, format, context)
+    if tuned and total_steps is None and format not in ("python", "yaml"):
+        typer.echo(f"for a run of {tuned:,} steps, as the recipe was tuned for; --total-steps says another", err=True)
     for unsaid in export.unsaid:
         typer.echo(f"{format} cannot say {unsaid}", err=True)
     if export.edit:

@@ -84,7 +84,8 @@ def export_recipe(recipe: Recipe, format: str, context: Context | None = None) -
     if chosen.whole:
         return Export(chosen.whole(recipe))
     settings = chosen.settings(recipe, context)
-    return Export(text_of(chosen, settings, recipe), settings.unsaid, _companion(chosen, settings, recipe, context))
+    text = text_of(chosen, settings, recipe, context.total_steps)
+    return Export(text, settings.unsaid, _companion(chosen, settings, recipe, context))
 
 
 def export_into(recipe: Recipe, format: str, path: Path, context: Context | None = None) -> Export:

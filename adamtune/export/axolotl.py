@@ -13,7 +13,7 @@ from typing import Any
 from adamtune.export import told, unsayable
 from adamtune.export.companion import companion
 from adamtune.export.format import Context, Format, Settings, Unsaid
-from adamtune.recipe import GroupRule, Recipe, WarmupSteps
+from adamtune.recipe import GroupRule, Recipe, Schedule, WarmupSteps
 from adamtune.schedule import warmup_steps
 
 _OTHERS = (
@@ -85,22 +85,27 @@ def _schedule(recipe: Recipe, context: Context) -> dict[str, Any]:
         said = {"lr_scheduler": "cosine", "cosine_min_lr_ratio": schedule.floor}  # axolotl's own word for it
     elif kwargs:
         said["lr_scheduler_kwargs"] = kwargs
-    if context.total_steps is not None:
-        return said | {"warmup_steps": warmup_steps(schedule, context.total_steps), "max_steps": context.total_steps}
+    return said | _warmup(schedule, context.total_steps)
+
+
+def _warmup(schedule: Schedule, total: int | None) -> dict[str, Any]:
+    """As a fraction where that comes to the same number of steps, so that it holds for other lengths of run too."""
     if isinstance(schedule.warmup, WarmupSteps):
-        return said | {"warmup_steps": schedule.warmup.steps}
-    return said | {"warmup_ratio": schedule.warmup}
+        return {"warmup_steps": schedule.warmup.steps if total is None else warmup_steps(schedule, total)}
+    if total is None or int(schedule.warmup * total) == warmup_steps(schedule, total):  # as core/builders/base.py
+        return {"warmup_ratio": schedule.warmup}
+    return {"warmup_steps": warmup_steps(schedule, total)}
 
 
 def _unsaid(recipe: Recipe, context: Context) -> Iterator[Unsaid]:
     yield from unsayable.plain_adam(recipe, "transformers")
     yield from _unsaid_groups(recipe)
     yield from unsayable.step_decay(recipe, "axolotl")
-    written = _schedule(recipe, context)
-    if written.get("warmup_steps") == 1:
-        yield Unsaid("warmup", "axolotl makes 2 updates of 1")
-    if written.get("warmup_ratio"):
+    total, warmup = context.total_steps, recipe.schedule.warmup
+    if total is None and not isinstance(warmup, WarmupSteps) and warmup:
         yield Unsaid("warmup", "as a fraction axolotl rounds it down, we to the nearest; exact with --total-steps")
+    elif (warmup.steps if isinstance(warmup, WarmupSteps) else warmup_steps(recipe.schedule, total or 0)) == 1:
+        yield Unsaid("warmup", "axolotl makes 2 updates of 1")
     if recipe.precision != "fp32":
         yield Unsaid("precision", f"axolotl loads the weights themselves in {recipe.precision}; ours stay fp32")
     yield from unsayable.switch(recipe, "axolotl")

@@ -22,7 +22,7 @@ from adamtune.export.places import Alias, Document, Syntax, alike
 from adamtune.rundir import jsonable
 
 _COMMA = re.compile(r"(?:\s|#[^\n]*\n)*,")
-_REST_OF_LINE = re.compile(r"[ \t]*(?:[ \t]#[^\n]*)?(?=\r?\n)")
+_REST_OF_LINE = re.compile(r"[ \t]*(?:[ \t]#[^\r\n]*)?(?=\r?\n)")
 
 
 @dataclass(frozen=True)
