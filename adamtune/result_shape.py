@@ -35,7 +35,7 @@ class _Interval(_Shape):
 
 class _Measured(_Interval):
     seeds: int
-    values: list[float | None] = Field(default_factory=list)
+    values: list[float | None]
     diverged: int
     median_steps_to: float | None = None
 

@@ -220,7 +220,7 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
 @pytest.fixture
 def made(tmp_path: Path) -> Path:
     """A run by hand: on three fresh seeds the default, then the recommended recipe, whose lr_r is large on two."""
-    measured = {"mean": 0.1, "ci95": [0, 1], "seeds": 3, "diverged": 0}
+    measured = {"mean": 0.1, "ci95": [0, 1], "seeds": 3, "values": [0.1] * 3, "diverged": 0}
     result = {
         "task": {"ref": "t.py:task", "args": {}},
         "objective": {"name": "loss", "direction": "minimize"},

@@ -136,6 +136,14 @@ def test_numbers_that_are_none_are_shown(make_run: Callable[..., Path], capsys: 
     assert "recommended: loss 0.07 [-, -]" in capsys.readouterr().out
 
 
+def test_a_result_without_a_loss_a_seed_is_not_paired(
+    make_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run("mine", lambda result: result["recipe"].update(provenance={"fresh_seeds": [1, 2, 3]}))
+    assert command(["compare", str(run), str(run)]) == 0
+    assert "not paired: the runs do not say on which fresh seeds they ended" in capsys.readouterr().out
+
+
 def test_a_result_that_is_too_large_is_not_read(make_run: Callable[..., Path]) -> None:
     run = make_run()
     with (run / rundir.RESULT).open("rb+") as file:
