@@ -85,7 +85,7 @@ def torch_optimizer(groups: list[dict[str, Any]], read: dict[str, Any]) -> torch
     """As megatron/core/optimizer/__init__.py makes it without Transformer Engine and Apex."""
     lr, decay = float(read["lr"]), float(read["weight-decay"])
     if read["optimizer"] == "sgd":
-        return torch.optim.SGD(groups, lr=lr, weight_decay=decay, momentum=read["sgd-momentum"])
+        return torch.optim.SGD(groups, lr=lr, weight_decay=decay, momentum=float(read["sgd-momentum"]))
     betas = (float(read["adam-beta1"]), float(read["adam-beta2"]))
     return torch.optim.AdamW(groups, lr=lr, weight_decay=decay, betas=betas, eps=float(read["adam-eps"]))
 
