@@ -86,7 +86,7 @@ def print_result(result: Mapping[str, Any], run_dir: Path) -> None:
     for finding in result.get("findings", ()):
         seeds = finding.get("seeds")
         on = f" ({seeds['raised']} of {seeds['of']} seeds)" if seeds else ""
-        out.print(f"{finding['severity']}: {finding['told']}{on} {finding['advice']}")
+        out.print(f"{finding['severity']}: {finding['told']}{on}; {finding['advice']}")
     objective = result["objective"]["name"]
     for name in ("default", "recommended"):
         out.print(f"{name + ':':<13}{objective} {with_interval(result[name])}")
