@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from adamtune.errors import ProbeError
 from adamtune.probe import SAMPLE, AdamProbe
@@ -260,10 +261,62 @@ def test_every_nth_step_is_recorded(every: int, recorded: list[int]) -> None:
             assert probe.records[-1][1] == probe.record()
 
 
+class Waits(TorchDispatchMode):
+    """Counts what a device would be waited for, by the operations that give Python a value or a size of the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in ("_local_scalar_dense", "nonzero", "masked_select", "equal", "unique", "bincount"):
+            self.seen.append(name)
+        return func(*args, **kwargs or {})
+
+
+def test_a_record_waits_for_the_device_once_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    large, small, without = (nn.Parameter(torch.ones(size)) for size in (2 * SAMPLE, 50, 20))
+    optimizer = AdamW([{"params": [large]}, {"params": [small, without]}], lr=torch.tensor(0.02))
+    for param in (large, small, without):
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    without.grad = None
+    probe = AdamProbe(optimizer)
+    probe.record()  # which draws the sample
+    read = []
+    whole = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: read.append(tensor.shape) or whole(tensor))
+    for state in optimizer.state.values():
+        state["step"] = float(state["step"])  # on a device they are there, or plain numbers
+    with Waits() as waits:
+        record = probe.record()
+    assert waits.seen == []
+    assert read == [(len(record),)]
+
+
 @pytest.mark.parametrize("every", [0, -1])
 def test_an_interval_of_no_steps_is_refused(every: int) -> None:
     with pytest.raises(ProbeError, match=f"at least 1, not {every}"):
         AdamProbe(AdamW(make_model().parameters()), every=every)
+
+
+@pytest.mark.parametrize("what", [5, nn.Linear(2, 2), None])
+def test_what_is_no_optimizer_is_refused(what: Any) -> None:
+    with pytest.raises(ProbeError, match=r"not (int|Linear|NoneType): AdamProbe\(optimizer, model\)"):
+        AdamProbe(what)
+
+
+def test_groups_without_parameters_and_sgd_without_momentum_say_so() -> None:
+    model = make_model()
+    momenta = SGD([{"params": []}, {"params": model.parameters()}], lr=0.1, momentum=0.9)
+    train(model, momenta, 2)
+    probe = AdamProbe(momenta)
+    assert list(probe.record()) == ["group1/grad_norm", "group1/momentum_norm"]
+    assert probe.notes[0] == "group0: it has no parameters"
+    probe = AdamProbe(SGD(model.parameters(), lr=0.1))
+    assert list(probe.record()) == ["group0/grad_norm"]
+    assert probe.notes == ("group0: SGD keeps no moments as Adam does, so there are norms only",)
 
 
 TASK = Task("probed", lambda: nn.Sequential(make_model(), nn.Dropout(0.2)), batches, loss, lambda: [X])

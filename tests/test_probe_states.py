@@ -15,6 +15,7 @@ from torch.optim import SGD, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, Spars
 from adamtune.errors import ProbeError
 from adamtune.handover import AdamThenSGD
 from adamtune.probe import AdamProbe
+from adamtune.probe.state import moments_of
 
 PERCENTILES = (10, 50, 90)
 SETTINGS: dict[str, Any] = {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-3}
@@ -250,6 +251,36 @@ def test_an_optimizer_that_keeps_other_state_is_told_by_its_norms(kind: type[Opt
     probe = AdamProbe(optimizer)
     assert list(probe.record()) == ["group0/grad_norm"]
     assert "norms only" in probe.notes[0]
+
+
+def test_moments_of_another_size_than_the_parameter_are_no_adams() -> None:
+    param = nn.Parameter(torch.ones(6))
+    optimizer = Adam([param])
+    trained(optimizer, 1)
+    for name in ("exp_avg", "exp_avg_sq"):  # as where gradients are projected
+        optimizer.state[param][name] = torch.ones(2)
+    probe = AdamProbe(optimizer)
+    assert list(probe.record()) == ["group0/grad_norm"]
+    assert "keeps no moments as Adam does" in probe.notes[0]
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_channels_last_moments_are_measured_in_place(exact: bool) -> None:
+    records = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        weight = torch.linspace(0.5, 2.0, 24 * (LARGE // 24 + 1)).reshape(-1, 6, 2, 2)
+        if not exact:
+            weight = weight[:50]
+        param = nn.Parameter(weight.clone(memory_format=layout))
+        optimizer = AdamW([param], **SETTINGS)
+        trained(optimizer, 6)
+        optimizer.state[param]["exp_avg"] *= weight  # so that it matters which elements go together
+        records.append(AdamProbe(optimizer, exact=exact).record())
+        moments = moments_of(param, optimizer.state[param], optimizer.param_groups[0])
+        assert moments is not None
+        assert moments.first.reshape(-1).data_ptr() == optimizer.state[param]["exp_avg"].data_ptr()
+        assert moments.second.is_contiguous()
+    assert records[1] == pytest.approx(records[0], rel=1e-5)
 
 
 # --- models

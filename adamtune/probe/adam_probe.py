@@ -76,6 +76,9 @@ class AdamProbe:
             raise ProbeError(f"percentiles must be numbers from 0 to 100, such as (10, 50, 90), not {percentiles!r}")
         if by not in ("group", "layer"):
             raise ProbeError(f"by must be 'group' or 'layer', not {by!r}")
+        if not hasattr(optimizer, "param_groups") or not hasattr(optimizer, "state"):
+            kind = type(optimizer).__name__
+            raise ProbeError(f"AdamProbe reads a torch optimizer, not {kind}: AdamProbe(optimizer, model)")
         self.optimizer = unwrapped(optimizer)
         """The optimizer that is read, out of any wrapper."""
         self.model = model
@@ -139,6 +142,9 @@ class AdamProbe:
         }
 
     def _measure(self, named: Named, notes: list[str]) -> Iterator[tuple[str, Tensor]]:
+        if not named.params:
+            notes.append(f"{named.name}: it has no parameters")
+            return
         gradients = [real(param.grad) for param in named.params if param.grad is not None]
         if gradients:
             yield "grad_norm", norm(gradients)
@@ -162,7 +168,8 @@ class AdamProbe:
             yield f"{named.name}: only what this process holds of its shards is measured"
         if not moments:
             kind = type(self.optimizer).__name__
-            why = f"{kind} keeps no moments as Adam does" if stated else "it has no state yet"
+            adams = "betas" in named.settings and not stated
+            why = "it has no state yet" if adams else f"{kind} keeps no moments as Adam does"
             yield f"{named.name}: {why}, so there are norms only"
         elif float(named.settings["betas"][0]) == 0:
             yield f"{named.name}: beta1 is 0, so flips are left out"

@@ -121,8 +121,13 @@ def _spans(sizes: Sequence[int], chunk: int) -> Iterator[tuple[int, int, int]]:
 
 
 def _chunk(moments: Moments, start: int, stop: int, update: Update, settings: Settings) -> Elements:
-    m, v, theta = (values_of(each, start, stop) for each in (moments.first, moments.second, moments.param))
-    gradient = None if moments.gradient is None else values_of(moments.gradient, start, stop)
+    device = update.first.device  # a group may lie on several
+
+    def read(tensor: Tensor) -> Tensor:
+        return values_of(tensor, start, stop).to(device, non_blocking=True)
+
+    m, v, theta = map(read, (moments.first, moments.second, moments.param))
+    gradient = None if moments.gradient is None else read(moments.gradient)
     # Where a sum overflows though all are finite, they are looked at one by one.
     total = sum(float(each.sum()) for each in (m, v, gradient) if each is not None)
     all_finite = math.isfinite(total)

@@ -31,26 +31,32 @@ class Picks:
 
     places: tuple[int, ...]
     """Tensors of which any element is read."""
+    counts: tuple[int, ...]
+    """By place in `places`: how many."""
     rows: tuple[Tensor | None, ...]
-    """By place in `places`: which of the flattened tensor's elements, rising; None for all."""
+    """Which of the flattened tensor's elements, rising; None for all."""
     owner: Tensor
 
     def take(self, tensors: Sequence[Tensor | None]) -> Tensor:
-        """Their values (n,), float32; NaN where a tensor is None."""
+        """Their values (n,), float32; NaN where a tensor is None. Does not wait for the device, but for sparse ones."""
+        device = self.owner.device
         parts = []
-        for place, rows in zip(self.places, self.rows, strict=True):
-            parts.append(self._of(tensors[place], rows, place))
+        for place, count, rows in zip(self.places, self.counts, self.rows, strict=True):
+            tensor = tensors[place]
+            if tensor is None:
+                parts.append(torch.full((count,), math.nan, device=device))
+            else:  # a group may lie on several devices
+                parts.append(_picked(tensor, rows).to(device, non_blocking=True))
         return torch.cat(parts) if len(parts) != 1 else parts[0]
 
-    def _of(self, tensor: Tensor | None, rows: Tensor | None, place: int) -> Tensor:
-        if tensor is None:
-            count = len(rows) if rows is not None else int((self.owner == place).sum())
-            return torch.full((count,), math.nan, device=self.owner.device)
-        if rows is None:
-            return values_of(tensor, 0, tensor.numel())
-        if tensor.is_sparse:
-            return _of_sparse(tensor, rows)
-        return tensor.reshape(-1).index_select(0, rows).float()
+
+def _picked(tensor: Tensor, rows: Tensor | None) -> Tensor:
+    if rows is None:
+        return values_of(tensor, 0, tensor.numel())
+    rows = rows.to(tensor.device, non_blocking=True)
+    if tensor.is_sparse:
+        return _of_sparse(tensor, rows)
+    return tensor.reshape(-1).index_select(0, rows).float()
 
 
 def values_of(tensor: Tensor, start: int, stop: int) -> Tensor:
@@ -65,8 +71,9 @@ def pick(sizes: Sequence[int], limit: int, device: torch.device) -> Picks:
     total = sum(sizes)
     counts = torch.tensor(sizes, dtype=torch.int64)
     if total <= limit:
-        places = [place for place, size in enumerate(sizes) if size]
-        return Picks(tuple(places), (None,) * len(places), torch.repeat_interleave(counts).to(device))
+        places = tuple(place for place, size in enumerate(sizes) if size)
+        all_of = tuple(sizes[place] for place in places)
+        return Picks(places, all_of, (None,) * len(places), torch.repeat_interleave(counts).to(device))
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(total, (limit,), generator=generator).sort().values
     ends = counts.cumsum(0)
@@ -74,7 +81,10 @@ def pick(sizes: Sequence[int], limit: int, device: torch.device) -> Picks:
     rows = drawn - (ends - counts)[owner]
     taken = torch.bincount(owner, minlength=len(sizes)).tolist()
     kept = [(place, own) for place, own in enumerate(torch.split(rows, taken)) if len(own)]
-    return Picks(tuple(place for place, _ in kept), tuple(own.to(device) for _, own in kept), owner.to(device))
+    places = tuple(place for place, _ in kept)
+    return Picks(
+        places, tuple(taken[place] for place in places), tuple(own.to(device) for _, own in kept), owner.to(device)
+    )
 
 
 def _of_sparse(tensor: Tensor, rows: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ class Moments:
 
 
 def moments_of(param: Tensor, state: Mapping[str, Any], group: Mapping[str, Any]) -> Moments | None:
-    """The moments of `param` by an optimizer's state of it; None where there are none, or none yet.
+    """The moments of `param` by an optimizer's state of it; None where there are none as large, or none yet.
 
     Of a DTensor it is the part that this process holds. Raises `ProbeError` for moments kept in 8 bits.
     """
@@ -46,11 +46,21 @@ def moments_of(param: Tensor, state: Mapping[str, Any], group: Mapping[str, Any]
         second = state.get("max_exp_avg_sq", second)
     if not isinstance(first, Tensor) or not isinstance(second, Tensor) or "betas" not in group:
         return None
+    gradient = param.grad
+    first, second, param = real(first), real(second), real(param.detach())
+    if not first.numel() == second.numel() == param.numel():
+        return None  # as where moments are of projected gradients
+    order = sorted(range(first.dim()), key=first.stride, reverse=True)
+
+    def laid_out(tensor: Tensor) -> Tensor:
+        """In the order of memory, so that a channels_last tensor is not copied to be flattened."""
+        return tensor if tensor.is_sparse or tensor.dim() != first.dim() else tensor.permute(order)
+
     return Moments(
-        param=real(param.detach()),
-        first=real(first),
-        second=real(second),
-        gradient=None if param.grad is None else real(param.grad),
+        param=laid_out(param),
+        first=laid_out(first),
+        second=laid_out(second),
+        gradient=None if gradient is None else laid_out(real(gradient)),
         step=state.get("step", 1.0),
         mu_product=state.get("mu_product", 1.0),
     )

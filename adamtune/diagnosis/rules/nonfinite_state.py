@@ -25,8 +25,8 @@ def _find(observed: Observed) -> Iterator[Finding]:
         yield Finding(
             NAME,
             Severity.WARNING,
-            f"{share:.2g} of Adam's state of {group} is NaN or infinite at step {step}, and stays so: m and v keep "
-            "what they once averaged",
+            f"{100 * share:.3g}% of Adam's state of {group} is NaN or infinite at step {step} and stays so: m and v "
+            "keep what they once averaged",
             (f"clip gradients at their usual norm, {clip:g}, which also keeps infinite ones out; " if clip else "")
             + "where it is NaN, find the operation that gives it with torch.autograd.set_detect_anomaly(True)",
             group,
