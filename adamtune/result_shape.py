@@ -101,29 +101,25 @@ class _Result(_Shape):
 
 
 def checked(data: Any) -> dict[str, Any]:
-    """`data` from a result.json, unchanged but for characters that do not print, which are spelled out.
+    """`data` from a result.json, as it is.
 
     Raises `ValueError` saying what is missing or of the wrong kind.
     """
-    clean = _printable(data, _DEEPEST)
+    _bound_depth(data, _DEEPEST)
     try:
-        _Result.model_validate(clean)
+        _Result.model_validate(data)
     except ValidationError as problems:
         first = problems.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
+        where = ".".join(plain(step) for step in first["loc"])
         more = f" (and {problems.error_count() - 1} more)" if problems.error_count() > 1 else ""
         raise ValueError(f"it holds no sweep result: {where or 'all of it'}: {first['msg'].lower()}{more}") from None
-    assert isinstance(clean, dict)
-    return clean
+    assert isinstance(data, dict)
+    return data
 
 
-def _printable(value: Any, deeper: int) -> Any:
+def _bound_depth(value: Any, deeper: int) -> None:
     if deeper < 0:
         raise ValueError(f"it is nested more than {_DEEPEST} deep")
-    if isinstance(value, str):
-        return plain(value, keep="\n\t")
-    if isinstance(value, Mapping):
-        return {plain(key): _printable(item, deeper - 1) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_printable(item, deeper - 1) for item in value]
-    return value
+    if isinstance(value, Mapping | list):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            _bound_depth(item, deeper - 1)

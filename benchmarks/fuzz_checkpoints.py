@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import pickletools
 import random
 import struct
 import zipfile
@@ -127,6 +128,16 @@ def _state_of(moment: Callable[[_Pickle], object]) -> bytes:
     return pickled.end()
 
 
+def _legacy_with(number: int, pickled: bytes) -> bytes:
+    """A legacy file, of whose five pickles one is another."""
+    file, ends = io.BytesIO(saved(legacy=True)), [0]
+    for _ in range(5):
+        list(pickletools.genops(file))
+        ends.append(file.tell())
+    whole = file.getvalue()
+    return whole[: ends[number]] + pickled + whole[ends[number + 1] :]
+
+
 def of_shape(size: tuple[int, ...]) -> bytes:
     """An optimizer's state whose moments say that they are of this shape, over 16 numbers."""
     return _zip(_state_of(lambda pickled: pickled.tensor("0", 16, size, (1,) * len(size))))
@@ -223,6 +234,9 @@ def hostile(canary: Path) -> dict[str, bytes]:
         "a huge sparse tensor": _zip(_state_of(lambda p: p.call("torch.sparse.FloatTensor", HUGE))),
         "a huge bytearray": _zip(_Pickle().call("builtins.bytearray", 8 * 2**30).end()),
         "a huge bytearray, by its old name": _zip(_Pickle().call("__builtin__.bytearray", 8 * 2**30).end()),
+        "a huge bytearray among a legacy file's storages": _legacy_with(
+            4, _Pickle().call("builtins.bytearray", 8 * 2**30).end()
+        ),
         "a key that takes for ever to hash": key_bomb(60),
         "a key too deep to hash": deep_key(300_000),
         "lists too deep to walk": deep_lists(100_000),

@@ -136,6 +136,21 @@ def test_the_module_is_the_command_line(tmp_path: Path) -> None:
         assert done.stderr.endswith("\nadamtune: gone does not exist\n")
 
 
+def test_shell_completion_answers_and_says_nothing_else(tmp_path: Path) -> None:
+    asked = {"_ADAMTUNE_COMPLETE": "complete_bash", "COMP_WORDS": "adamtune sw", "COMP_CWORD": "1"}
+    completed = subprocess.run(
+        [sys.executable, "-m", "adamtune"],
+        cwd=tmp_path,
+        env=os.environ | asked,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (completed.returncode, completed.stdout.split(), completed.stderr) == (0, ["sweep"], "")
+    shown = python("-m", "adamtune", "--show-completion", "bash", cwd=tmp_path)
+    assert (shown.returncode, shown.stderr) == (0, "")
+
+
 def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     command = f"'{sys.executable}' -m adamtune lr-find --help | head -c 1"
     done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)

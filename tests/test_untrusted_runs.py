@@ -91,6 +91,14 @@ def test_the_list_of_runs_shows_folder_names_as_they_are(
     assert "\x1b" not in capsys.readouterr().err
 
 
+def test_as_json_a_result_is_what_it_is(make_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run("mine", everywhere(f"a{STEERING}\u00a0b"))
+    assert command(["show", str(run), "--json"]) == 0
+    said = capsys.readouterr().out
+    assert "\x1b" not in said
+    assert json.loads(said) == json.loads((run / rundir.RESULT).read_text())
+
+
 # --- files that are not what they seem
 
 

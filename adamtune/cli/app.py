@@ -78,7 +78,10 @@ def run(arguments: list[str], debug: bool = False) -> int:
         return _tell(str(error), error.exit_code, debug)
     except KeyboardInterrupt:
         return _tell("interrupted", ExitCode.INTERRUPTED, debug)
-    except SystemExit as end:  # where training calls a task in other ways than trial by trial
+    except SystemExit as end:
+        if arguments[:1] not in (["sweep"], ["lr-find"], ["worker"]):  # typer's own, after shell completion
+            raise
+        # where training calls a task in other ways than trial by trial
         return _tell(f"the task ended the process, by exit({end.code!r}); it must return", ExitCode.FAILED, debug)
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         _leave_output()
@@ -95,9 +98,10 @@ def run(arguments: list[str], debug: bool = False) -> int:
 
 def _leave_output() -> None:
     """Forget what waits to be printed: Python would try again at exit, and fail with a traceback."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
+    with suppress(OSError):  # no file at all, where another program calls us
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _tell(message: str, code: int, debug: bool) -> int:

@@ -41,7 +41,7 @@ def read_saved(path: Path) -> Any:
         return _load(path, mapped=True)
     if head.startswith(_LEGACY):
         with path.open("rb") as file:
-            _scan(path, file, pickles=4)  # magic number, version, the machine's sizes; then what was saved
+            _scan(path, file, pickles=5)  # magic number, version, the machine's sizes, what was saved, its storages
         return _load(path, mapped=False)
     raise CheckpointError(f"{path} {_what_it_is(path, head)}; adamtune diagnose reads what torch.save wrote")
 
