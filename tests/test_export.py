@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from adamtune.cli.export import export as export_command
 from adamtune.errors import AdamtuneError, ExportError, RecipeError, RunDirError
-from adamtune.export import FORMATS, export_recipe, recipe_of, write_export
+from adamtune.export import FORMATS, companion_path, export_recipe, recipe_of, write_export
 from adamtune.recipe import GroupRule, Match, Recipe, Schedule, Switch, WarmupSteps
 from recipes import recipes
 
@@ -353,6 +353,20 @@ def test_a_link_is_written_through(tmp_path: Path) -> None:
 def test_a_source_whose_name_is_too_long_is_refused() -> None:
     with pytest.raises(AdamtuneError):
         recipe_of(Path("x" * 300))
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        ("configs/train.yaml", "configs/train_optimizer.py"),
+        ("train-7b.v2.yaml", "train_7b_v2_optimizer.py"),
+        ("7b.json", "_7b_optimizer.py"),
+        ("config", "config_optimizer.py"),
+    ],
+)
+def test_a_companion_has_a_name_that_can_be_imported(target: str, name: str) -> None:
+    assert companion_path(Path(target)) == Path(name)
+    assert Path(name).stem.isidentifier()
 
 
 def test_the_help_names_every_format() -> None:

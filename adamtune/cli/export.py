@@ -53,7 +53,15 @@ def export(
     Example: adamtune export runs/digits-1 --format python --to optim_recipe.py
     """
     from adamtune.errors import ExportError
-    from adamtune.export import Context, check_target, export_into, export_recipe, recipe_of, write_export
+    from adamtune.export import (
+        Context,
+        check_target,
+        companion_path,
+        export_into,
+        export_recipe,
+        recipe_of,
+        write_export,
+    )
 
     if to is not None and into is not None:
         raise ExportError("--to writes a file and --into edits one; give one of them")
@@ -79,7 +87,7 @@ def export(
             typer.echo(f"left as they are, and in force: {', '.join(export.edit.left)}", err=True)
     if dry_run:
         return ExitCode.DONE
-    beside = target.with_name(f"{target.stem}_optimizer.py") if target and companion and export.companion else None
+    beside = companion_path(target) if target and companion and export.companion else None
     if beside:
         check_target(beside, force)
     if export.edit:

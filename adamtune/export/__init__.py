@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from adamtune.rundir import RECIPE, read_result, run_file, write_atomically
 from adamtune.yaml_text import nearest
 
 __all__ = [
-    "FORMATS", "Context", "Export", "Format", "Settings", "Unsaid", "check_target", "export_into",
+    "FORMATS", "Context", "Export", "Format", "Settings", "Unsaid", "check_target", "companion_path", "export_into",
     "export_recipe", "recipe_of", "write_export",
 ]  # fmt: skip
 
@@ -115,6 +116,12 @@ def _for_version(name: str, context: Context) -> Format:
 
 def _companion(chosen: Format, settings: Settings, recipe: Recipe, context: Context) -> str | None:
     return chosen.companion(recipe, context) if chosen.companion and settings.unsaid else None
+
+
+def companion_path(target: Path) -> Path:
+    """Where the companion of an export goes: beside it, under a name that Python can import."""
+    name = re.sub(r"\W", "_", target.stem)
+    return target.with_name(f"{'_' if name[:1].isdigit() else ''}{name}_optimizer.py")
 
 
 def check_target(target: Path, force: bool) -> None:
