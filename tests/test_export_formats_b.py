@@ -339,6 +339,9 @@ def test_axolotl_says_an_lr_for_embeddings_and_by_part_of_a_name() -> None:
     named_unsaid = {"groups.attention.lr_mult", "groups.attention.weight_decay"}
     of_a_bias = {"groups.embedding.lr_mult", "groups.embedding.weight_decay"}
     assert knobs_unsaid(told) == {*named_unsaid, *of_a_bias}
+    before = GroupRule(name="weights", match=Match(kind=("rest",)))  # takes them first, where axolotl would not
+    assert "lr_groups" not in settings_of("axolotl", Recipe(groups=(before, named))).values
+    assert "lr_groups" in settings_of("axolotl", Recipe(groups=(NO_DECAY, embedding, named))).values
     anchored = named.model_copy(update={"match": Match(params=("head.*",))})
     assert "lr_groups" not in settings_of("axolotl", Recipe(groups=(anchored,))).values
 

@@ -66,8 +66,17 @@ def _embedding_rule(recipe: Recipe) -> GroupRule | None:
 
 
 def _named_rules(recipe: Recipe) -> list[GroupRule]:
-    """The rules with an lr of their own that match by a part of the name alone: axolotl's `modules` are substrings."""
-    return [rule for rule in recipe.groups if rule.lr_mult != 1.0 and not rule.match.kind and _substrings(rule)]
+    """The rules with an lr of their own that match by a part of the name alone: axolotl's `modules` are substrings.
+
+    The first module that fits takes a weight, so a rule counts only while no other rule before it may take weights.
+    """
+    named = []
+    for rule in recipe.groups:
+        if rule.lr_mult != 1.0 and not rule.match.kind and _substrings(rule):
+            named.append(rule)
+        elif not rule.match.kind or "rest" in rule.match.kind:
+            break
+    return named
 
 
 def _substrings(rule: GroupRule) -> list[str]:
