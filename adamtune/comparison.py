@@ -100,7 +100,7 @@ def _compare_runs(a: Mapping[str, Any], b: Mapping[str, Any]) -> RunsCompared:
     differ += ["fresh seeds"] if seeds != others else []
     if differ:
         return RunsCompared(a, b, None, f"the runs differ in {', '.join(differ)}")
-    if not seeds:
+    if not seeds or any(len(_values(run)) != len(seeds) for run in (a, b)):
         return RunsCompared(a, b, None, "the runs do not say on which fresh seeds they ended")
     mine, theirs = _values(a), _values(b)
     direction = a["objective"]["direction"]

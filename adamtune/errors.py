@@ -6,9 +6,12 @@ A message is one or two plain sentences: what is wrong and how to mend it. Anyth
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import errno
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
 
 
 class ExitCode(IntEnum):
@@ -89,6 +92,38 @@ class ProbeError(InputError):
 
 class TaskError(AdamtuneError):
     """The user's task failed while it was being trained or evaluated."""
+
+
+class StorageError(AdamtuneError):
+    """The storage of a sweep failed while it was in use."""
+
+
+class UnwritableError(AdamtuneError):
+    """A file cannot be written: the disk is full, or the folder is read-only."""
+
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""What the system says of a full disk, a spent quota, and the largest size a file may have (`ulimit -f`)."""
+_FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+def unwritable(what: Path | str, problem: OSError) -> UnwritableError:
+    """The sentence for `what` could not be written, and how to mend it."""
+    mend = "free some space or name another folder"
+    if problem.errno in FULL:
+        mend = "free some space"
+    elif problem.errno in _FORBIDDEN:
+        mend = "make its folder writable or name another"
+    return UnwritableError(f"{what} cannot be written: {problem.strerror or problem}; {mend}")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise `UnwritableError` in place of the system's error where `path` cannot be written."""
+    try:
+        yield
+    except OSError as problem:
+        raise unwritable(path, problem) from problem
 
 
 class NothingLearned(AdamtuneError):

@@ -37,7 +37,8 @@ class ParamGroup:
     kinds: tuple[Kind, ...]
     """The kind of each parameter, in the order of `names`."""
     sparse: bool = False
-    """Whether it holds the rows of an embedding whose gradients are sparse, which torch's Adam and AdamW refuse."""
+    """Whether its gradients are sparse, as those of `nn.Embedding(sparse=True)` are. See `adamtune.sparse`; torch's
+    SparseAdam has no weight decay, nor can its SGD decay them, so theirs is 0."""
 
     @property
     def tensors(self) -> int:
@@ -130,8 +131,12 @@ def _divides_out_scale(module: nn.Module, like: Tensor, shape: tuple[int, ...]) 
 def param_groups(recipe: Recipe, model: nn.Module) -> list[ParamGroup]:
     """The param groups `recipe` makes of `model`: one a rule that matches anything, in rule order, then `default`.
 
-    Raises `RecipeError` when the model has no trainable parameter or an uninitialised one, or when a rule with `params`
-    patterns matches none, or only what rules before it take (a rule by kind alone may: not every model has embeddings).
+    Tables with sparse gradients that lie in one group with other parameters have a group of their own behind it, called
+    as it is with `_sparse` at the end.
+
+    Raises `RecipeError` when the model has no trainable parameter or an uninitialised one, when a rule with `params`
+    patterns matches none, or only what rules before it take (a rule by kind alone may: not every model has embeddings),
+    or when one with a weight decay of its own takes a table with sparse gradients.
     """
     kind_of = kinds(model)
     if not kind_of:
@@ -147,14 +152,25 @@ def param_groups(recipe: Recipe, model: nn.Module) -> list[ParamGroup]:
     _refuse_idle(recipe, kind_of)
     rules = {rule.name: rule for rule in recipe.groups}
     sparse = {id(module.weight) for module in model.modules() if isinstance(module, _EMBEDDINGS) and module.sparse}
-    return [
-        replace(
-            _group(recipe, name, rules.get(name), owned, tuple(kind_of[param] for param, _ in owned)),
-            sparse=any(id(param) in sparse for _, param in owned),
+    made = []
+    for name, owned in members.items():
+        dense = [(param, tensor) for param, tensor in owned if id(tensor) not in sparse]
+        rows = [(param, tensor) for param, tensor in owned if id(tensor) in sparse]
+        for part in filter(None, (dense, rows)):
+            group = _group(recipe, name, rules.get(name), part, tuple(kind_of[param] for param, _ in part))
+            made.append(_of_rows(group, rules.get(name), apart=bool(dense)) if part is rows else group)
+    return made
+
+
+def _of_rows(group: ParamGroup, rule: GroupRule | None, apart: bool) -> ParamGroup:
+    """The group as one of tables with sparse gradients, `apart` from another of its name."""
+    if rule is not None and rule.weight_decay:
+        what = (
+            f"the gradients of '{group.names[0]}' are sparse, and torch's SparseAdam and SGD cannot decay such a table"
         )
-        for name, owned in members.items()
-        if owned
-    ]
+        what += "; set the group's weight_decay to 0, or build the table with sparse=False"
+        raise RecipeError("recipe", [Problem(f"$.groups.{rule.name}.weight_decay", what)])
+    return replace(group, name=group.name + "_sparse" * apart, sparse=True, weight_decay=0.0)
 
 
 def group_of(recipe: Recipe, name: str, kind: Kind) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -78,11 +79,16 @@ class RungReport:
     """What was measured when a trial reached a rung."""
 
     step: int
-    train_losses: tuple[float, ...]
-    """Of every step since the rung before; NaN where fp16 skipped the update."""
+    train_losses: Sequence[float]
+    """Of every step since the rung before; NaN where fp16 skipped the update. Kept as an `array`, in eight bytes each:
+    a sweep holds those of all its trials."""
     values: Mapping[str, float]
     """Validation `loss` and the task's metrics; empty where the rung was not evaluated."""
     probe: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Take the losses from any sequence."""
+        object.__setattr__(self, "train_losses", array("d", self.train_losses))
 
 
 @dataclass(frozen=True)
@@ -146,13 +152,17 @@ class History:
         if self.outcome is None and not math.isfinite(values.get("loss", 0.0)):
             self.diverge(self.step - 1)
         new = enumerate(self._losses[self._reported :], start=self._reported)
-        losses = tuple(math.nan if at in self._skipped else loss for at, loss in new)
+        losses = [math.nan if at in self._skipped else loss for at, loss in new]
         self._reported = len(self._losses)
         report = RungReport(self.step, losses, values, {} if self.outcome else probed)
         self._rungs.append(report)
         if self.outcome is None and self.step >= self.request.horizon:
             self.outcome = Outcome.COMPLETED
         return None if self.outcome is Outcome.DIVERGED else report
+
+    def fail(self, why: str) -> None:
+        """End the trial here: it cannot go on."""
+        self.outcome, self._message = Outcome.FAILED, why
 
     def prune(self) -> None:
         """End the trial here by decision of whoever compares it."""

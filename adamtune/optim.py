@@ -10,10 +10,12 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from adamtune.errors import Problem, RecipeError
 from adamtune.groups import ParamGroup, param_groups
 from adamtune.handover import AdamThenSGD, HandoverLR
 from adamtune.recipe import Recipe
 from adamtune.schedule import multiplier, switch_step
+from adamtune.sparse import AdamBesideSparseAdam
 
 
 def build(recipe: Recipe, model: nn.Module, total_steps: int) -> tuple[Optimizer, LRScheduler]:
@@ -41,6 +43,7 @@ def build_with(
     `switch_at`, from 0; with None it does not come.
     """
     groups = param_groups(recipe, model)
+    _refuse_for_sparse(recipe, groups)
     curves = moves(groups, multiplier_at, only)
     after = recipe.after_switch
     if switch_at is None or after is None:
@@ -56,15 +59,34 @@ def build_with(
 
 
 def optimizer_for(recipe: Recipe, groups: Sequence[ParamGroup]) -> Optimizer:
-    """The torch optimizer that a recipe names, over these param groups, without its switch."""
+    """The torch optimizer that a recipe names, over these param groups, without its switch.
+
+    Groups with sparse gradients are SparseAdam's where the recipe says Adam or AdamW; see `adamtune.sparse`.
+    """
     settings = [_torch_group(recipe, group) for group in groups]
-    match recipe.optimizer:
-        case "adamw":
-            return torch.optim.AdamW(settings, lr=recipe.lr)
-        case "adam":
-            return torch.optim.Adam(settings, lr=recipe.lr)
-        case "sgd":
-            return torch.optim.SGD(settings, lr=recipe.lr)
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(settings, lr=recipe.lr)
+    adam = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+    if not any(group.sparse for group in groups):
+        return adam(settings, lr=recipe.lr)
+    if all(group.sparse for group in groups):
+        return torch.optim.SparseAdam(settings, lr=recipe.lr)
+    for each, group in zip(settings, groups, strict=True):
+        each["sparse"] = group.sparse
+    return AdamBesideSparseAdam(settings, adam, recipe.lr)
+
+
+def _refuse_for_sparse(recipe: Recipe, groups: Sequence[ParamGroup]) -> None:
+    """Raise `RecipeError` for what torch cannot do with sparse gradients, before training meets it."""
+    table = next((group.names[0] for group in groups if group.sparse), None)
+    problems = []
+    if table is not None and recipe.clip_norm is not None:
+        problems.append(Problem("$.clip_norm", f"torch cannot clip sparse gradients, as those of '{table}' are"))
+    if table is not None and recipe.switch is not None:
+        what = f"SGD cannot take over from SparseAdam, which the sparse gradients of '{table}' need"
+        problems.append(Problem("$.switch", what))
+    if problems:
+        raise RecipeError("recipe", problems)
 
 
 def moves(

@@ -84,7 +84,7 @@ class GroupRule(Frozen):
 class WarmupSteps(Frozen):
     """A warmup of a fixed number of steps, whatever the horizon."""
 
-    steps: Annotated[Whole, Field(ge=0)]
+    steps: Annotated[Whole, Field(ge=0, le=1_000_000_000)]
 
 
 def _warmup_form(value: object) -> str:
@@ -135,8 +135,8 @@ class Switch(Frozen):
 class Recipe(Frozen):
     """How to optimise: optimizer, schedule and per-group settings. Names and conventions are torch's.
 
-    Weight decay follows `torch.optim.AdamW`: each step shrinks a weight by lr * weight_decay, lr being the scheduled
-    and multiplied one.
+    Weight decay follows torch's optimizer of that name: AdamW's shrinks a weight at each step by lr * weight_decay, lr
+    being the scheduled and multiplied one; that of Adam and SGD is added to the gradient.
     """
 
     version: Whole = VERSION
@@ -153,7 +153,7 @@ class Recipe(Frozen):
     clip_norm: Annotated[Number, Field(gt=0.0)] | None = None
     """Clip the gradients to this total L2 norm before each step."""
     precision: Precision = "fp32"
-    accumulate: Annotated[Whole, Field(ge=1)] = 1
+    accumulate: Annotated[Whole, Field(ge=1, le=1_000_000)] = 1
     """Batches whose mean gradient makes one step."""
     switch: Switch | None = None
     """`adamw` and `adam` only."""
@@ -183,6 +183,22 @@ class Recipe(Frozen):
                 raise ValueError(f"two groups are called '{name}'; give each its own name")
             if name == "default":
                 raise ValueError("'default' is the name of the parameters no rule matches; call the group otherwise")
+        return value
+
+    @field_validator("groups")
+    @classmethod
+    def _none_left_nothing(cls, value: tuple[GroupRule, ...]) -> tuple[GroupRule, ...]:
+        """Of rules by kind alone; of those by name `adamtune.groups` says so, with the model at hand."""
+        takers: dict[str, str] = {}
+        for rule in value:
+            if rule.match.kind and not rule.match.params:
+                if all(kind in takers for kind in rule.match.kind):
+                    kind = rule.match.kind[0]
+                    raise ValueError(
+                        f"'{rule.name}' is left nothing: '{takers[kind]}', which comes before it, takes every {kind} "
+                        f"too; put '{rule.name}' first, or drop one of them"
+                    )
+                takers |= {kind: rule.name for kind in rule.match.kind if kind not in takers}
         return value
 
     @classmethod

@@ -10,8 +10,8 @@ from adamtune import rundir
 
 
 def all_rows(run: Path, name: str) -> pd.DataFrame:
-    """A table; without rows and columns when the run has no such table."""
-    path = run / name
+    """A table; without rows and columns when the run has no such table. Raises `RunDirError` as `rundir.run_file`."""
+    path = rundir.run_file(run, name)
     if not path.exists():
         return pd.DataFrame()
     # Only an empty cell is missing: a param group may be called "NA".

@@ -5,21 +5,28 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
+import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from adamtune.errors import AdamtuneError, RunDirError
+from adamtune.errors import FULL, RunDirError, unwritable, writing
+from adamtune.passwords import without_passwords
+from adamtune.plain_text import plain
 
 SPEC = "spec.yaml"
 ENVIRONMENT = "environment.json"
 ENGINE = "engine.json"
 JOURNAL = "study.journal"
+WORK = "work.db"
+"""The jobs of `engine: workers`, where the spec names no storage."""
+WORKERS_LOG = "workers.log"
 TRIALS = "trials.csv"
 CURVES = "curves.csv"
 PROBE = "probe.csv"
@@ -34,8 +41,15 @@ FINAL = "final"
 """The stage that the trials of the last comparison go by in the tables."""
 
 _LOCK = ".lock"
+_HOLDER = ".holder"
+"""Who holds the lock, in words: for the message alone, the lock itself is the operating system's."""
 
-_RESULT_KEYS = {"task", "objective", "default", "recommended", "stages", "steps_used", "wall_seconds", "changed"}
+_WRITTEN_WHOLE = (SPEC, ENVIRONMENT, ENGINE, TRIALS, CURVES, PROBE, RECIPE, RESULT, REPORT)
+
+_NOT_BEGUN = {_LOCK, ENVIRONMENT}
+"""What a sweep may leave that ended before it had written its spec."""
+
+_LARGEST_JSON = 100_000_000
 
 
 class RunDir:
@@ -51,8 +65,9 @@ class RunDir:
     def claimed(self) -> Iterator[RunDir]:
         """Create the directory and hold it for the time of a sweep, or take up again one that has not finished.
 
-        Raises `RunDirError` when another process holds it, or it holds a finished run or anything else. The lock is the
-        operating system's, so a killed process leaves none behind.
+        Raises `RunDirError` when another process holds it, it holds a finished run or anything else, or a link in it
+        might lead what is written outside. The lock is the operating system's, so a killed process leaves none behind,
+        on this machine or another; the processes it has forked do not hold it either.
         """
         if self.path.exists() and not self.path.is_dir():
             raise RunDirError(f"the run directory {self.path} is a file; name a folder with --run-dir")
@@ -62,24 +77,54 @@ class RunDir:
             if not there:
                 self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / _LOCK, timeout=0)
-            if not there or _LOCK in there:
+            if not there or _LOCK in there or (SPEC in there and RESULT not in there):
                 lock.acquire()
         except Timeout:
             raise RunDirError(
-                f"the run directory {self.path} is in use by another sweep; wait for it, or name another with --run-dir"
+                f"the run directory {self.path} is in use by another sweep{self._holder()}; wait for it, or name "
+                "another with --run-dir"
             ) from None
         except OSError as problem:
+            if problem.errno in FULL:
+                raise unwritable(self.path, problem) from problem
             raise RunDirError(f"the run directory {self.path} cannot be made: {problem.strerror}") from problem
         try:
-            if RESULT in there or (there - {_LOCK} and SPEC not in there):
+            if not lock.is_locked or RESULT in there or (there - _NOT_BEGUN and SPEC not in there):
                 what = "a finished run" if RESULT in there else "other files"
                 raise RunDirError(
                     f"the run directory {self.path} already holds {what}; name another with --run-dir, or delete it"
                 )
             self.resumed = SPEC in there
+            self._tidy()
+            with suppress(OSError):  # a full disk is told where it matters
+                self.file(_HOLDER).write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
             yield self
         finally:
+            if lock.is_locked:
+                self.file(_HOLDER).unlink(missing_ok=True)
             lock.release()
+
+    def _holder(self) -> str:
+        try:
+            with self.file(_HOLDER).open(encoding="utf-8", errors="replace") as file:
+                return f", {plain(file.read(200))}"
+        except OSError:  # it has just begun, or is of an older version
+            return ""
+
+    def _tidy(self) -> None:
+        """Refuse links, through which a write would land elsewhere; drop what a killed process was about to write."""
+        half_written = re.compile(rf"\.({'|'.join(map(re.escape, _WRITTEN_WHOLE))})\.\w{{8}}")  # as mkstemp names them
+        for entry in list(self.path.iterdir()):
+            if entry.name in (f"{JOURNAL}.lock", _HOLDER) or half_written.fullmatch(entry.name):
+                entry.unlink()  # Optuna's lock is a link: only we write to this journal, and we have only begun
+            elif entry.is_symlink() and not entry.name.startswith("."):
+                raise RunDirError(
+                    f"the run directory {self.path} holds a link, {plain(entry.name)}, which could lead outside; put a "
+                    "copy in its place, or name another with --run-dir"
+                )
+        log = self.file(LOG)
+        if log.exists():
+            mend_tail(log)
 
     def file(self, name: str) -> Path:
         """The path of one of the run's files."""
@@ -94,41 +139,94 @@ class RunDir:
         self.write(name, json.dumps(jsonable(data), indent=2, allow_nan=False) + "\n")
 
     def log(self, line: str) -> None:
-        """Add a line to the log, with the time."""
-        with self.file(LOG).open("a", encoding="utf-8") as log:
-            log.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {line}\n")
+        """Add a line to the log, with the time: without passwords, and with what does not print spelled out."""
+        append(self.file(LOG), f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {plain(without_passwords(line))}\n", sync=False)
 
 
 def write_atomically(path: Path, text: str, mode: int | None = None) -> None:
     """Write a text file so that readers and crashes see the old one or the new one, never half of it.
 
     Line ends are written as they stand in `text`. `mode` is the file's permission bits; None for those of a new file.
-    Raises `AdamtuneError` naming the file when the disk is full or the folder cannot be written.
+    Raises `UnwritableError` naming the file when the disk is full or the folder cannot be written.
     """
     temporary = ""
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as out:
-            out.write(text)
-            out.flush()
-            os.fsync(out.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        # mkstemp makes it private; a result is as readable as any other file
-        os.chmod(temporary, 0o666 & ~umask if mode is None else mode)
-        os.replace(temporary, path)
-    except OSError as problem:
-        raise AdamtuneError(
-            f"{path} cannot be written: {problem.strerror}; free some space or name another folder"
-        ) from problem
+        with writing(path):
+            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            with os.fdopen(handle, "w", encoding="utf-8", newline="") as out:
+                out.write(text)
+                out.flush()
+                os.fsync(out.fileno())
+            umask = os.umask(0)
+            os.umask(umask)
+            # mkstemp makes it private; a result is as readable as any other file
+            os.chmod(temporary, 0o666 & ~umask if mode is None else mode)
+            os.replace(temporary, path)
     finally:
         if temporary and os.path.exists(temporary):
             os.unlink(temporary)
 
 
+def append(path: Path, text: str, sync: bool = True) -> None:
+    """Add whole lines to a file that grows line by line: all of them or none, whatever ends it.
+
+    With `sync` they are on the disk when it returns. Raises `UnwritableError` when the disk is full.
+    """
+    with writing(path):
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        try:
+            with undone(handle):
+                left = memoryview(text.encode("utf-8"))
+                while left:  # a disk that is about to be full takes a part
+                    left = left[os.write(handle, left) :]
+                if sync:
+                    os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def undone(file: Path | int) -> Iterator[None]:
+    """Cut a file, or one that is open, back to its length before where the block raises.
+
+    A line that was written in part would else stand before the next one.
+    """
+    before = os.stat(file).st_size
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            os.truncate(file, before)
+        raise
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a file of JSON objects that grows line by line, up to the first that is none: there it is cut off.
+
+    A kill or a full disk may leave such a line, and a machine that lost its power a block of zeros. What comes after it
+    cannot be told from rubbish either. Raises `UnwritableError` where the file is not there or cannot be cut.
+    """
+    with writing(path), path.open("rb+") as file:
+        whole = 0
+        for line in file:
+            try:
+                data = json.loads(line) if line.endswith(b"\n") else None
+            except (ValueError, RecursionError):
+                data = None
+            if not isinstance(data, dict):
+                break
+            whole += len(line)
+            yield data
+        if whole < os.fstat(file.fileno()).st_size:
+            file.truncate(whole)
+
+
 def mend_tail(path: Path) -> None:
-    """Drop a last line that was cut short, as a kill or a full disk leaves one in a file that grows line by line."""
-    with path.open("rb+") as file:
+    """Drop a last line that was cut short, as a kill or a full disk leaves one in a file that grows line by line.
+
+    Raises `UnwritableError` where the file cannot be opened to write.
+    """
+    with writing(path), path.open("rb+") as file:
         end = file.seek(0, os.SEEK_END)
         while end > 0:
             start = max(0, end - 65_536)
@@ -153,16 +251,45 @@ def jsonable(value: Any) -> Any:
     return value
 
 
+def run_file(run: Path, name: str) -> Path:
+    """The path of a file in a run directory that somebody else may have written, to read it; it need not be there.
+
+    Raises `RunDirError` where it is a link that leads out of the directory, or a pipe or the like.
+    """
+    path = run / name
+    if path.is_symlink() and not path.resolve().is_relative_to(run.resolve()):
+        raise RunDirError(f"{path} is a link that leads out of its run directory, so it is not read")
+    if path.exists() and not path.is_file():
+        raise RunDirError(f"{path} is no plain file, so it is not read")
+    return path
+
+
+def read_json(run: Path, name: str) -> Any:
+    """The data of one of a run's JSON files.
+
+    Raises `RunDirError` as `run_file`; `OSError`, or `ValueError` where it is too large or no JSON.
+    """
+    path = run_file(run, name)
+    with path.open("rb") as file:
+        text = file.read(_LARGEST_JSON + 1)
+    if len(text) > _LARGEST_JSON:
+        raise ValueError(f"it is larger than {_LARGEST_JSON // 1_000_000} MB, so it is none of ours")
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def read_result(run: Path) -> dict[str, Any]:
-    """The `result.json` of a finished run.
+    """The `result.json` of a finished run; see `result_shape` for what it holds at least.
 
     Raises `RunDirError` when the folder is no run, or one that has not finished.
     """
+    from adamtune.result_shape import checked  # loads pydantic, which a sweep's workers and `--help` do not need
+
     path = run / RESULT
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(data, dict) or not set(data) >= _RESULT_KEYS:
-            raise ValueError("it holds no sweep result")
+        return checked(read_json(run, RESULT))
     except FileNotFoundError:
         if (run / SPEC).exists():
             why = f"has not finished: it has no {RESULT} yet; {run / LOG} tells how far it came"
@@ -171,7 +298,6 @@ def read_result(run: Path) -> dict[str, Any]:
         raise RunDirError(f"{run} {why}") from None
     except (OSError, ValueError) as problem:
         raise RunDirError(f"{path} cannot be read as a result: {problem}") from problem
-    return data
 
 
 def is_run(folder: Path) -> bool:

@@ -22,6 +22,7 @@ from pydantic import (
 from adamtune import yaml_text
 from adamtune.errors import Problem, RecipeError, SpecError, TaskReferenceError
 from adamtune.knobs import KNOBS, Knob
+from adamtune.passwords import left_out, without_passwords
 from adamtune.recipe import Frozen, Number, Recipe, Whole, load_recipe
 from adamtune.task import TaskReference
 
@@ -52,6 +53,10 @@ FRESH_SEEDS = 5
 """The fewest seeds of the final figures. They are no stage's seeds."""
 
 
+_MOST = 10**15
+"""Beyond it a number is a mistake, and sums of such are no longer exact in floats."""
+
+
 class TaskSpec(Frozen):
     """Which task, and what its function is called with."""
 
@@ -72,9 +77,9 @@ def _seconds(value: object) -> object:
 class Budget(Frozen):
     """What the search may spend; the first bound reached stops it."""
 
-    steps: Annotated[Whole, Field(gt=0)] | None = None
+    steps: Annotated[Whole, Field(gt=0, le=_MOST)] | None = None
     """Optimizer steps of all trials together, the final comparison included."""
-    trials: Annotated[Whole, Field(gt=0)] | None = None
+    trials: Annotated[Whole, Field(gt=0, le=_MOST)] | None = None
     """The same in trials of one horizon."""
     time: Annotated[Annotated[Number, Field(gt=0)] | None, BeforeValidator(_seconds)] = None
     """Seconds, or a text such as `30m`, for the search; the final comparison comes on top."""
@@ -117,6 +122,10 @@ def _distinct(value: tuple[StageName, ...] | None) -> tuple[StageName, ...] | No
     if value is not None and len(set(value)) < len(value):
         raise ValueError(f"names a stage twice: {', '.join(value)}")
     return value
+
+
+def _auto_or_number(value: object) -> object:
+    return None if value == "auto" else value
 
 
 Stages = Annotated[
@@ -167,6 +176,13 @@ Space = create_model(
 )
 
 
+class RayCluster(Frozen):
+    """The cluster of `engine: ray`."""
+
+    address: str | None = None
+    """As `ray.init` takes it: `auto` for the cluster that this machine is part of; None for one of its own, here."""
+
+
 class Spec(Frozen):
     """A sweep, fully described. `load_spec` reads one from a file."""
 
@@ -174,7 +190,7 @@ class Spec(Frozen):
     horizon: Annotated[Whole, Field(ge=1, le=1_000_000_000)]
     """Optimizer steps of the run the recipe is for."""
     budget: Budget = Budget(trials=100)
-    seeds: Annotated[Whole, Field(ge=1)] = 3
+    seeds: Annotated[Whole, Field(ge=1, le=10_000)] = 3
     """Seeds each candidate is tried on before the best is confirmed on others."""
     base: Recipe = Field(default_factory=Recipe.default)
     """The recipe to start from and to compare with; in the YAML a path, or the name of a shipped one."""
@@ -183,13 +199,21 @@ class Spec(Frozen):
     space: Space = Space()
     objective: Objective = Objective()
     device: str = "auto"
-    engine: Literal["auto", "sequential", "population"] = "auto"
-    """`auto` takes whatever trains the task fastest here; `population` stacks trials also where that does not pay."""
+    engine: Literal["auto", "sequential", "population", "workers", "ray"] = "auto"
+    """`auto` takes whatever trains the task fastest here; `population` stacks trials also where that does not pay;
+    `workers` trains them one by one in processes of their own, on any machine that reaches the storage; `ray` on a Ray
+    cluster."""
+    ray: RayCluster = RayCluster()
+    workers: Annotated[Annotated[Whole, Field(ge=0)] | None, BeforeValidator(_auto_or_number)] = None
+    """Processes to train in on this machine, or on the Ray cluster; None (`auto`): one a GPU or, without any, one a
+    core. 0 with `engine: workers`: none, others are started by hand."""
+    trial_timeout: Annotated[Number, Field(gt=0)] | None = None
+    """Seconds a trial may take from one rung to the next; then it has failed."""
     memory: Annotated[Number, Field(gt=0, le=1)] = 0.6
     """Share of the free memory that trials trained side by side may take."""
     storage: str | None = None
-    """An Optuna storage URL; by default a journal file in the run directory."""
-    seed: Annotated[Whole, Field(ge=0)] = 0
+    """An Optuna storage URL; by default a journal file in the run directory. `to_yaml` leaves its password out."""
+    seed: Annotated[Whole, Field(ge=0, le=_MOST)] = 0
     """Shifts every seed of the sweep."""
 
     @field_validator("space")
@@ -207,15 +231,27 @@ class Spec(Frozen):
             )
         return space
 
+    @field_validator("storage")
+    @classmethod
+    def _whole_password(cls, value: str | None) -> str | None:
+        if value is not None and left_out(value):
+            raise ValueError(
+                "its password was left out (***) when it was written down; give the URL with --storage, or write it "
+                "without a password and let the database's own settings have it (PostgreSQL: ~/.pgpass or PGPASSWORD)"
+            )
+        return value
+
     def knob(self, name: str) -> Knob:
         """A knob as this spec lets it be searched."""
         bounds = getattr(self.space, name) or Bounds()
         return KNOBS[name].narrowed(bounds.low, bounds.high)
 
     def to_yaml(self) -> str:
-        """The spec with every default filled in, as `spec.yaml` keeps it."""
+        """The spec with every default filled in, as `spec.yaml` keeps it; the storage's password is `***`."""
         data = self.model_dump(mode="json") | {"base": self.base.to_dict()}
         data["task"]["args"] = self.task.args  # pydantic's JSON has no infinity, YAML has
+        if self.storage is not None:
+            data["storage"] = without_passwords(self.storage)
         data["space"] = {name: bounds for name, bounds in data["space"].items() if bounds is not None}
         return yaml_text.dump(data)
 

@@ -10,7 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -18,15 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from optuna.storages import BaseStorage
 
 from adamtune import rundir, yaml_text
 from adamtune.diagnosis import Told, counted
 from adamtune.diagnosis.trials import observed
-from adamtune.engines import Engine, FinishedTrials, make_engine, pick_device
+from adamtune.engines import Engine, FinishedTrials, make_engine, make_ray, make_workers, pick_device
 from adamtune.engines.width import time_alone
-from adamtune.errors import Problem, RunDirError, SpecError
+from adamtune.errors import Problem, RunDirError, SpecError, UnwritableError
 from adamtune.evidence import Interval, Verdict
 from adamtune.groups import ParamGroup, param_groups
+from adamtune.passwords import without_passwords
 from adamtune.plan import (
     Conclusion,
     Measured,
@@ -43,7 +45,7 @@ from adamtune.recipe import Recipe
 from adamtune.report.html import report_html
 from adamtune.report.tables import curves_table, probe_table, trials_table
 from adamtune.rundir import RunDir
-from adamtune.search import close_storage, open_storage, refuse_known_run
+from adamtune.search import close_storage, open_storage, refuse_known_run, storage_faults_told
 from adamtune.search.former_runs import learned_starts
 from adamtune.spec import Spec, load_spec
 from adamtune.stages.context import Budget, Seeds, StageAnswer, StageContext, TrialRecord
@@ -181,11 +183,9 @@ def sweep(
         finished = FinishedTrials(run.file(rundir.FINISHED))
         if run.resumed:
             told.append(f"resumed: {len(finished)} trials have ended before, in {finished.seconds_before:.0f} s")
-        engine = held.enter_context(
-            closing(make_engine(spec.engine, task, device, notes.on_steps, notes.on_note, spec.memory))
-        )
-        storage = open_storage(spec.storage, run.file(rundir.JOURNAL))
+        storage = open_storage(spec.storage, run.file(rundir.JOURNAL), notes.on_note)
         held.callback(close_storage, storage)
+        engine = held.enter_context(closing(_engine(spec, task, device, storage, run, notes)))
         context = StageContext(
             spec=spec,
             engine=engine,
@@ -205,7 +205,7 @@ def sweep(
         notes.on_plan(plan, groups)
         for note in told:
             notes.on_note(note)
-        with _last_words(run, notes, engine):
+        with _last_words(run, notes, engine), storage_faults_told(spec.storage):
             recipe = run_plan(plan, context, notes)
             conclusion = conclude(context, recipe, notes)
             last = context.measure(rundir.FINAL, recipe, context.seeds.fresh)  # known by now
@@ -216,10 +216,13 @@ def sweep(
                 spec, recipe, conclusion, context.answers, found, context.budget.spent, seconds, run_dir
             )
             run.write(rundir.RECIPE, recipe.to_yaml())
-            run.write_json(rundir.RESULT, result.to_dict())
             notes.write_tables()  # the report reads them
-            run.write(rundir.REPORT, report_html(run.path))
+            run.write_json(rundir.ENGINE, engine.facts())
+            told_as = rundir.jsonable(result.to_dict())
+            run.write(rundir.REPORT, report_html(run.path, told_as))
             run.log(f"done: {context.budget.spent} steps in {seconds:.1f} s")
+            close_storage(storage)
+            run.write_json(rundir.RESULT, told_as)  # last: a run that has it is finished
     return result
 
 
@@ -230,7 +233,8 @@ def plan_of(spec: Spec) -> Plan:
     """
     task, device, groups = _task_of(spec)
     plan = make_plan(spec, groups)
-    seconds = time_alone(task, TrialRequest(spec.base, spec.seed, spec.horizon), device)
+    alone = spec.base.model_copy(update={"accumulate": 1})  # a step of thousands of batches would be timed for minutes
+    seconds = spec.base.accumulate * time_alone(task, TrialRequest(alone, spec.seed, spec.horizon), device)
     return dataclasses.replace(plan, seconds_per_step=seconds if math.isfinite(seconds) else math.nan)
 
 
@@ -243,17 +247,35 @@ def _task_of(spec: Spec) -> tuple[Task, torch.device, list[ParamGroup]]:
         return task, device, param_groups(spec.base, new_model(task))
 
 
+def _engine(spec: Spec, task: Task, device: torch.device, storage: BaseStorage, run: RunDir, notes: Progress) -> Engine:
+    if spec.engine == "ray":
+        return make_ray(spec, device, notes.on_steps, notes.on_note)
+    if spec.engine != "workers":
+        on_steps, on_note, processes = notes.on_steps, notes.on_note, spec.workers or None
+        return make_engine(spec.engine, task, device, on_steps, on_note, spec.memory, processes, spec.trial_timeout)
+    url = spec.storage
+    if url is None:  # jobs need a storage that many processes write to
+        url = f"sqlite:///{run.file(rundir.WORK).resolve()}"
+        storage = open_storage(url, Path(), notes.on_note)
+    return make_workers(spec, task, device, storage, url, run, notes.on_steps, notes.on_note)
+
+
 @contextmanager
 def _last_words(run: RunDir, notes: _Notes, engine: Engine) -> Iterator[None]:
-    """Whatever happens, leave the tables complete and the log saying how it ended, and how trials were trained."""
+    """Whatever ends it early, leave the tables complete and the log saying how it ended, and how trials were trained.
+
+    Where the disk is full that is left out: what ended it is what is told.
+    """
     try:
         yield
     except BaseException as end:
-        run.log(f"ended by {type(end).__name__}: {end}")
+        with suppress(UnwritableError):
+            run.log(f"ended by {type(end).__name__}: {end}")
+        with suppress(UnwritableError):
+            run.write_json(rundir.ENGINE, engine.facts())
+        with suppress(UnwritableError):
+            notes.write_tables()
         raise
-    finally:
-        notes.write_tables()
-        run.write_json(rundir.ENGINE, engine.facts())
 
 
 def _same_spec(spec: Spec, run: RunDir) -> None:
@@ -263,7 +285,7 @@ def _same_spec(spec: Spec, run: RunDir) -> None:
     except SpecError as problem:
         raise RunDirError(f"{problem}; name another run directory with --run-dir, or delete this one") from problem
     wanted = yaml_text.parse(spec.to_yaml(), rundir.SPEC, SpecError)
-    free = {"engine", "memory", "device"}
+    free = {"engine", "memory", "device", "workers", "trial_timeout", "ray"}
     other = sorted(key for key in begun | wanted if key not in free and begun.get(key) != wanted.get(key))
     if other:
         raise RunDirError(
@@ -284,7 +306,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     packages = ("adamtune", "torch", "optuna", "numpy", "scipy", "pandas", "pydantic")
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *map(without_passwords, sys.argv[1:])],
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: version(name) for name in packages},

@@ -47,32 +47,40 @@ class Task:
     metrics: Mapping[str, Callable[[nn.Module, Batch], Tensor]] = field(default_factory=dict)
     """Name -> mean over the batch, e.g. accuracy; measured on the validation batches."""
     groups: Callable[[nn.Module], Mapping[str, Sequence[str]]] | None = None
-    """Parameter names by group, where those adamtune tells by itself are not wanted. No stage asks about groups
-    yet; write such groups into the base recipe, matched by `params`."""
+    """Parameter names by group, where those adamtune tells by itself are not wanted. Nothing reads them yet: write such
+    groups into the spec's base recipe, matched by `params`, and the stage `groups` asks about each."""
 
     @staticmethod
     def supervised(
         make_model: Callable[[], nn.Module],
         train_data: Dataset[Any] | DataLoader[Any] | Sequence[Tensor],
         val_data: Dataset[Any] | DataLoader[Any] | Sequence[Tensor],
-        loss_fn: Callable[..., Tensor],
+        loss_fn: Callable[..., Tensor] | None = None,
         batch_size: int = 32,
         *,
         name: str = "supervised",
         metrics: Mapping[str, Callable[..., Tensor]] | None = None,
+        target: str = "labels",
     ) -> Task:
         """A task from what a training script already has.
 
-        Data are Datasets, DataLoaders (which keep their own batch size) or tensors such as `(x, y)`. Each batch is a
-        sequence whose last entry is the target: the loss is `loss_fn(model(*inputs), target)`, and metrics are called
-        the same way. Training data are shuffled anew each epoch from the trial's seed; a DataLoader with a sampler of
-        its own keeps it.
+        Data are Datasets, DataLoaders (which keep their own batch size) or tensors such as `(x, y)`. A batch is one of
+
+        - a sequence whose last entry is the target: the loss is `loss_fn(model(*inputs), target)`
+        - a dict, whose entry of the name `target` is the target: the loss is `loss_fn(model(**others), target)`
+
+        Without a `loss_fn` the model is given all of the batch and returns its own loss, as those of transformers do:
+        as a scalar, as `.loss` or `["loss"]` of its output, or as the first entry of a tuple. Metrics are called as
+        `metric(output, target)`.
+
+        Training data are shuffled anew each epoch from the trial's seed; a DataLoader with a sampler of its own keeps
+        it.
         """
 
-        def on_batches(function: Callable[..., Tensor]) -> Callable[[nn.Module, Batch], Tensor]:
+        def of_output(function: Callable[..., Tensor]) -> Callable[[nn.Module, Batch], Tensor]:
             def measure(model: nn.Module, batch: Batch) -> Tensor:
-                *inputs, target = batch
-                return function(model(*inputs), target)
+                inputs, goal = split_batch(batch, target)
+                return function(_called(model, batch if loss_fn is None else inputs), goal)
 
             return measure
 
@@ -80,10 +88,78 @@ class Task:
             name=name,
             make_model=make_model,
             train_batches=lambda generator: _endless(train_data, batch_size, generator),
-            loss=on_batches(loss_fn),
+            loss=own_loss if loss_fn is None else of_output(loss_fn),
             val_batches=lambda: _one_pass(val_data, batch_size),
-            metrics={key: on_batches(metric) for key, metric in (metrics or {}).items()},
+            metrics={key: of_output(metric) for key, metric in (metrics or {}).items()},
         )
+
+    @staticmethod
+    def rollouts(
+        make_model: Callable[[], nn.Module],
+        make_envs: Callable[[int], Any],
+        loss: Callable[[nn.Module, Any], Tensor],
+        metrics: Mapping[str, Callable[[nn.Module, Any], Tensor]],
+        *,
+        name: str = "rollouts",
+    ) -> Task:
+        """A task whose data come from acting: the batch is the environments, and `loss` rolls the model out in them.
+
+        `make_envs(seed)` makes environments, all their chance from `seed`. Each trial has its own, from its own seed,
+        and they go on from step to step: `loss(model, envs)` acts in them for as long as it likes and returns the loss
+        of what it saw. What it draws from torch's global random stream is seeded for it.
+
+        Each evaluation makes new ones, always of the same seed, for the loss and for every metric (`return`, say, with
+        `objective: {name: return, direction: maximize}` in the spec); all trials are judged on the same episodes.
+        """
+
+        def train_batches(generator: torch.Generator) -> Iterator[Any]:
+            envs = make_envs(int(torch.randint(2**31, (), generator=generator)))
+            while True:
+                yield envs
+
+        def anew(measure: Callable[[nn.Module, Any], Tensor]) -> Callable[[nn.Module, Any], Tensor]:
+            return lambda model, seed: measure(model, make_envs(seed))
+
+        return Task(
+            name=name,
+            make_model=make_model,
+            train_batches=train_batches,
+            loss=lambda model, batch: loss(model, make_envs(batch) if isinstance(batch, int) else batch),
+            val_batches=lambda: [_EVALUATION_SEED],
+            metrics={key: anew(metric) for key, metric in metrics.items()},
+        )
+
+
+_EVALUATION_SEED = 2**31
+"""Of the environments that judge; no trial draws it for its own."""
+
+
+def split_batch(batch: Batch, target: str) -> tuple[Any, Any]:
+    """What a model is called with, and the target: of a dict its entry `target`, of a sequence its last."""
+    if not isinstance(batch, Mapping):
+        *inputs, goal = batch
+        return inputs, goal
+    if target not in batch:
+        raise ValueError(f"its batches have no '{target}'; {nearest(target, list(batch))}. Name it by target='...'")
+    return {key: item for key, item in batch.items() if key != target}, batch[target]
+
+
+def own_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """The loss that a model returns by itself, called with all of the batch; see `Task.supervised`."""
+    output = _called(model, batch)
+    loss = getattr(output, "loss", None)
+    if loss is None and isinstance(output, Mapping):
+        loss = output.get("loss")
+    elif loss is None:
+        loss = output[0] if isinstance(output, tuple) else output
+    if not isinstance(loss, Tensor):
+        got = type(output).__name__
+        raise TypeError(f"the model returned a {got} without a loss; give a loss_fn, or the model its labels")
+    return loss
+
+
+def _called(model: nn.Module, inputs: Any) -> Any:
+    return model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
 
 
 def _endless(data: Any, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
@@ -177,13 +253,14 @@ def batch_rows(batch: Batch) -> int:
         items = batch.values()
     elif isinstance(batch, tuple | list):
         items = batch
-    return next((batch_rows(item) for item in items if _has_tensor(item)), 1)
+    return next((batch_rows(item) for item in items if has_tensor(item)), 1)
 
 
-def _has_tensor(item: Any) -> bool:
+def has_tensor(item: Any) -> bool:
+    """Whether a batch, or a part of one, holds a tensor."""
     if isinstance(item, Mapping):
-        return any(_has_tensor(inner) for inner in item.values())
-    return isinstance(item, Tensor) or (isinstance(item, tuple | list) and any(_has_tensor(inner) for inner in item))
+        return any(has_tensor(inner) for inner in item.values())
+    return isinstance(item, Tensor) or (isinstance(item, tuple | list) and any(has_tensor(inner) for inner in item))
 
 
 @dataclass(frozen=True)
@@ -245,7 +322,7 @@ def load_task(reference: TaskReference | str, args: Mapping[str, Any] | None = N
         task = make(**args)
     except AdamtuneError:
         raise
-    except Exception as problem:
+    except (Exception, SystemExit) as problem:
         raise TaskError(f"{reference} raised {describe_exception(problem)} while making the task") from problem
     if not isinstance(task, Task):
         raise TaskReferenceError(f"{reference} returned a {type(task).__name__}; it must return an adamtune.Task")
@@ -255,9 +332,9 @@ def load_task(reference: TaskReference | str, args: Mapping[str, Any] | None = N
 def _function(reference: TaskReference) -> Callable[..., Any]:
     try:
         module = _import(reference.place)
-    except Exception as problem:
+    except (Exception, SystemExit) as problem:  # a script that reads its command line exits
         missing = isinstance(problem, ModuleNotFoundError) and reference.place.startswith(problem.name or "\0")
-        what = f"there is no module '{problem.name}'" if missing else describe_exception(problem)  # type: ignore[attr-defined]
+        what = f"there is no module '{problem.name}'" if missing else describe_exception(problem)  # type: ignore[union-attr]
         raise TaskReferenceError(f"the task {reference} does not import: {what}") from problem
     function = getattr(module, reference.function, None)
     if not callable(function):

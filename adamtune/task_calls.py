@@ -75,7 +75,7 @@ def no_validation(task: Task) -> TaskError:
     return TaskError(f"task '{task.name}': val_batches gave no batch, so a recipe cannot be judged")
 
 
-def raised(task: Task, when: str, problem: Exception) -> TaskError:
+def raised(task: Task, when: str, problem: BaseException) -> TaskError:
     """What to raise where the task's own code raised `problem`, `when` being such as `at training step 3`."""
     if isinstance(problem, torch.OutOfMemoryError):
         mend = "use a smaller batch with `accumulate`, or a device with more memory"

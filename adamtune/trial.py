@@ -48,7 +48,7 @@ class Trial:
                 self._batches: Iterator[Batch] = iter(task.train_batches(generator))
             except AdamtuneError:
                 raise
-            except Exception as problem:
+            except (Exception, SystemExit) as problem:
                 raise raised(task, "before training", problem) from problem
             recipe = request.recipe
             self._optimizer, self._scheduler = build_with(
@@ -92,7 +92,7 @@ class Trial:
                     values = self._evaluate()
             except AdamtuneError:
                 raise
-            except Exception as problem:
+            except (Exception, SystemExit) as problem:
                 self._inspect_losses()
                 if self.outcome is None:
                     if self._sound_parameters():
@@ -107,6 +107,10 @@ class Trial:
     def prune(self) -> None:
         """End the trial here by decision of whoever compares it."""
         self._history.prune()
+
+    def fail(self, why: str) -> None:
+        """End the trial here: it cannot go on, for a reason that is not its recipe's."""
+        self._history.fail(why)
 
     def result(self) -> TrialResult:
         """The trial as it stands; one that has not ended counts as pruned."""

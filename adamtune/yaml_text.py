@@ -16,9 +16,10 @@ from pydantic import BaseModel, ValidationError
 from adamtune.errors import DocumentError, Problem
 
 MAX_BYTES = 1_000_000  # a spec or recipe is a page of text; more is a mistake or an attack
-MAX_NODES = 100_000  # aliases can multiply a short text into gigabytes ("billion laughs")
+MAX_NODES = 25_000  # aliases can multiply a short text into gigabytes ("billion laughs"); read in half a second
 
 MAX_DEPTH = 40  # PyYAML's scanner takes time quadratic in the nesting
+MAX_DIGITS = 4_300  # and its constructors in the length of a number written in base 60 (`1:30:00`)
 
 # What PyYAML's constructors raise for a value that does not fit its tag (`!!float ''`), beside YAMLError.
 MISFITS = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError)
@@ -52,14 +53,27 @@ Loader.add_implicit_resolver(*_FLOAT)
 
 
 def _construct_float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
-    text = loader.construct_scalar(node)
+    text = _of_some_length(loader, node)
     try:
         return float(text.replace("_", ""))
     except ValueError:  # .inf, .nan, 1:30.5
         return yaml.SafeLoader.construct_yaml_float(loader, node)
 
 
+def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    _of_some_length(loader, node)
+    return yaml.SafeLoader.construct_yaml_int(loader, node)
+
+
+def _of_some_length(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> str:
+    text: str = loader.construct_scalar(node)
+    if len(text) > MAX_DIGITS:
+        raise ValueError(f"a number of {len(text)} characters")
+    return text
+
+
 Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
+Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -114,7 +128,10 @@ def telling(text: str, source: str, error: type[DocumentError] = DocumentError) 
         where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         if problem.problem == "but found another document":
             raise refuse(where, "a second document starts (---), where the file should hold one") from problem
-        raise refuse(where, f"not valid YAML: {problem.problem or problem.context}") from problem
+        what = problem.problem or problem.context
+        if problem.problem and r"'\t' that cannot start any token" in problem.problem:
+            what = "a tab stands where YAML takes blanks only"
+        raise refuse(where, f"not valid YAML: {what}") from problem
     except yaml.YAMLError as problem:
         raise refuse("", f"not valid YAML: {' '.join(str(problem).split())}") from problem
     except MISFITS as problem:
@@ -147,9 +164,10 @@ def _bound_nodes(text: str) -> None:
 
 
 def read(path: Path, error: type[DocumentError] = DocumentError) -> dict[str, Any]:
-    """Read a YAML file; `error` when it is missing, unreadable or not UTF-8."""
+    """Read a YAML file; `error` when it is missing, unreadable, too large or not UTF-8."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MAX_BYTES + 1)  # of an endless one (/dev/zero) no more
     except FileNotFoundError:
         raise error(str(path), [Problem("", "no such file")]) from None
     except IsADirectoryError:

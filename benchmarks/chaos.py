@@ -1,4 +1,6 @@
-"""What a sweep survives: kill -9 at random moments, and going on each time. `make chaos` prints survived of total."""
+"""What a sweep survives: kill -9 at random moments, and going on each time; and workers that die on SQLite, PostgreSQL
+and Ray. `make chaos` prints survived of total for each.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +20,9 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from adamtune import load_recipe, rundir
+from benchmarks.chaos_workers import postgres_url, ray_workers, storage_workers
+
+PARTS = ["kills", "sqlite", "postgres", "ray"]
 
 SPEC = """
 task: {ref: "adamtune.tasks.digits:task", args: {hidden: 16}}
@@ -32,13 +37,33 @@ engine: sequential
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--trials", type=int, default=2_000, help="short trials by workers on each storage")
+    parser.add_argument("--workers", type=int, default=8)
+    parser.add_argument("--every", type=float, default=5.0, help="seconds from one killed worker to the next")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        return _kills(Path(folder), options.kills, random.Random(options.seed))
+    by = options.trials, options.workers, options.every
+    survived = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for part in options.parts:
+            (folder / part).mkdir()
+            match part:
+                case "kills":
+                    ok = _kills(folder / part, options.kills, random.Random(options.seed))
+                case "sqlite":
+                    ok = storage_workers(part, f"sqlite:///{folder / part / 'jobs.db'}", folder / part, *by)
+                case "postgres":
+                    ok = storage_workers(part, postgres_url(folder / part / "server"), folder / part, *by)
+                case _:
+                    ok = ray_workers(_start, _told, folder / part)
+            survived.append(ok)
+    print(f"survived: {sum(survived)}/{len(survived)}")
+    return 0 if all(survived) else 1
 
 
-def _kills(folder: Path, wanted: int, chance: random.Random) -> int:
+def _kills(folder: Path, wanted: int, chance: random.Random) -> bool:
     began = time.monotonic()
     _start(folder, "unbroken").wait()
     seconds, unbroken = time.monotonic() - began, _told(folder / "unbroken")
@@ -61,12 +86,12 @@ def _kills(folder: Path, wanted: int, chance: random.Random) -> int:
             if told[part] != unbroken[part]:
                 print(f"{run.name} differs in its {part}", flush=True)
     print(f"kill -9: {kills} kills over {runs} sweeps; ended as without interruption: {same}/{runs}")
-    return 0 if same == runs else 1
+    return same == runs
 
 
-def _start(folder: Path, run: str) -> subprocess.Popen[bytes]:
+def _start(folder: Path, run: str, *options: str) -> subprocess.Popen[bytes]:
     (folder / "spec.yaml").write_text(SPEC)
-    command = [sys.executable, "-m", "adamtune", "sweep", "spec.yaml", "--run-dir", run]
+    command = [sys.executable, "-m", "adamtune", "sweep", "spec.yaml", "--run-dir", run, *options]
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 

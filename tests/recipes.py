@@ -35,17 +35,25 @@ def matches(params: Sequence[str]) -> st.SearchStrategy[Match]:
 @st.composite
 def group_rules(draw: st.DrawFn, params: Sequence[str], max_mult: float, min_eps: float) -> tuple[GroupRule, ...]:
     names = st.text(string.ascii_letters + "_", min_size=1, max_size=6).filter(lambda name: name != "default")
-    return tuple(
-        GroupRule(
-            name=name,
-            match=draw(matches(params)),
-            lr_mult=draw(st.just(1.0) | floats(0.0, max_mult)),
-            weight_decay=draw(st.none() | floats(0.0, 1.0)),
-            betas=draw(st.none() | betas()),
-            eps=draw(st.none() | floats(min_eps, 1.0)),
+    rules: list[GroupRule] = []
+    taken: set[Kind] = set()
+    for name in draw(st.lists(names, max_size=3, unique=True)):
+        match = draw(matches(params))
+        if match.params is None:
+            if taken.issuperset(match.kind or ()):  # a rule that is left nothing is refused
+                continue
+            taken.update(match.kind or ())
+        rules.append(
+            GroupRule(
+                name=name,
+                match=match,
+                lr_mult=draw(st.just(1.0) | floats(0.0, max_mult)),
+                weight_decay=draw(st.none() | floats(0.0, 1.0)),
+                betas=draw(st.none() | betas()),
+                eps=draw(st.none() | floats(min_eps, 1.0)),
+            )
         )
-        for name in draw(st.lists(names, max_size=3, unique=True))
-    )
+    return tuple(rules)
 
 
 @st.composite

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -115,7 +116,7 @@ def test_help_names_every_command_and_loads_nothing_heavy(tmp_path: Path) -> Non
     for name in COMMANDS + GROUPS:
         assert f"\n  {name} " in done.stdout
         assert f"Example: adamtune {name} " in done.stdout
-    assert [*COMMANDS, *GROUPS] == ["lr-find", "sweep", "show", "compare", "diagnose", "export", "recipes"]
+    assert [*COMMANDS, *GROUPS] == ["lr-find", "sweep", "show", "compare", "diagnose", "export", "worker", "recipes"]
 
 
 @pytest.mark.parametrize("command", app.registered_commands, ids=COMMANDS)
@@ -257,7 +258,8 @@ def test_a_run_directory_that_is_taken_is_answered_with_one_sentence(
 ) -> None:
     assert_refused(cli("sweep", spec(), "--run-dir", finished), "already holds a finished run; name another")
     with RunDir(tmp_path / "mine").claimed():
-        assert_refused(cli("sweep", spec(), "--run-dir", "mine"), "mine is in use by another sweep; wait for it")
+        told = f"mine is in use by another sweep, process {os.getpid()} on {platform.node()}; wait for it"
+        assert_refused(cli("sweep", spec(), "--run-dir", "mine"), told)
     assert [entry.name for entry in (tmp_path / "mine").iterdir()] == [".lock"]
 
 
@@ -266,6 +268,8 @@ def test_a_run_directory_that_is_taken_is_answered_with_one_sentence(
     [
         ("raising", "", "task 'separable' raised ValueError: the toy broke (tasks_for_tests.py, line "),
         ("raising", "after: 30", ") at training step "),
+        ("exiting", "after: 30", "task 'separable' raised SystemExit: 0 (tasks_for_tests.py, line "),
+        ("exits", "", ":exits raised SystemExit: usage: train.py DATA (tasks_for_tests.py, line "),
         ("ending", "", "task 'separable': train_batches ended at training step 4 of "),
         ("vector_loss", "", "the loss at training step 1 is a tensor of shape (16,), not a scalar; return the mean"),
         ("no_parameters", "", "task 'separable' fails at step 0: its model has no trainable parameters"),

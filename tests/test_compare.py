@@ -52,6 +52,7 @@ def make_run(tmp_path: Path) -> MakeRun:
     def make_run(name: str, losses: list[float | None], lr: float = 1e-3, **changes: Any) -> Path:
         recipe = DEFAULT.model_copy(update={"lr": lr, "provenance": {"run": name, "fresh_seeds": SEEDS}})
         stages = {"lr": "kept" if lr == DEFAULT.lr else "changed", **changes.pop("stages", {})}
+        unmeasured = {"question": "?", "reason": "-", "before": None, "after": None, "evidence": None, "details": {}}
         result = {
             "version": 1,
             "task": {"ref": "my_task.py:task", "args": {"hidden": 64}},
@@ -63,7 +64,7 @@ def make_run(tmp_path: Path) -> MakeRun:
             "recommended": measured(losses),
             "difference": {"mean": -0.2, "ci95": [-0.21, -0.19]},
             "changed": {},
-            "stages": [{"stage": stage, "verdict": verdict} for stage, verdict in stages.items()],
+            "stages": [unmeasured | {"stage": stage, "verdict": verdict} for stage, verdict in stages.items()],
             "recipe": recipe.to_dict(),
             **changes,
         }

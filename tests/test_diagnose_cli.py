@@ -220,8 +220,14 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
 @pytest.fixture
 def made(tmp_path: Path) -> Path:
     """A run by hand: on three fresh seeds the default, then the recommended recipe, whose lr_r is large on two."""
-    keys = ["task", "objective", "default", "recommended", "stages", "steps_used", "wall_seconds", "changed"]
-    (tmp_path / "result.json").write_text(json.dumps({key: {} for key in keys} | {"horizon": 10}))
+    measured = {"mean": 0.1, "ci95": [0, 1], "seeds": 3, "values": [0.1] * 3, "diverged": 0}
+    result = {
+        "task": {"ref": "t.py:task", "args": {}},
+        "objective": {"name": "loss", "direction": "minimize"},
+        **{"default": measured, "recommended": measured, "stages": [], "changed": {}},
+        **{"horizon": 10, "steps_used": 60, "wall_seconds": 1.0},
+    }
+    (tmp_path / "result.json").write_text(json.dumps(result))
     groups = (
         GroupRule(name="emb", match=Match(kind=("embedding",))),
         GroupRule(name="some", match=Match(kind=("bias",), params=("0.*",))),

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import ast
 import math
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import torch
@@ -14,8 +16,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from adamtune.errors import ExportError, RecipeError, RunDirError
-from adamtune.export import FORMATS, export_recipe, recipe_of, write_export
+from adamtune.cli.export import export as export_command
+from adamtune.errors import AdamtuneError, ExportError, RecipeError, RunDirError
+from adamtune.export import FORMATS, companion_path, export_recipe, recipe_of, write_export
 from adamtune.recipe import GroupRule, Match, Recipe, Schedule, Switch, WarmupSteps
 from recipes import recipes
 
@@ -321,6 +324,54 @@ def test_nothing_that_is_there_is_overwritten_unless_asked(tmp_path: Path) -> No
         with pytest.raises(ExportError, match=r"there is no folder .*no to write x\.py in"):
             write_export(tmp_path / "no" / "x.py", "three", force)
     assert [entry.name for entry in tmp_path.iterdir()] == ["optim_recipe.py"]
+
+
+def test_a_place_where_no_file_can_be_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for force in (False, True):
+        with pytest.raises(ExportError, match=r"/dev/null is no plain file; .*leave --to out to print"):
+            write_export(Path("/dev/null"), "text", force)
+        for name in ("x" * 300, "a\0b"):
+            with pytest.raises(ExportError, match="no file can have the name"):
+                write_export(tmp_path / name, "text", force)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # a superuser may write anywhere
+    with pytest.raises(ExportError, match="is read-only; name one to write"):
+        write_export(tmp_path / "x.py", "text", False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_link_is_written_through(tmp_path: Path) -> None:
+    link = tmp_path / "link.py"
+    link.symlink_to("real.py")
+    for force in (False, True):
+        write_export(link, str(force), force)
+        assert link.is_symlink()
+        assert (tmp_path / "real.py").read_text() == str(force)
+    with pytest.raises(ExportError, match="exists"):
+        write_export(link, "again", False)
+
+
+def test_a_source_whose_name_is_too_long_is_refused() -> None:
+    with pytest.raises(AdamtuneError):
+        recipe_of(Path("x" * 300))
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        ("configs/train.yaml", "configs/train_optimizer.py"),
+        ("train-7b.v2.yaml", "train_7b_v2_optimizer.py"),
+        ("7b.json", "_7b_optimizer.py"),
+        ("config", "config_optimizer.py"),
+    ],
+)
+def test_a_companion_has_a_name_that_can_be_imported(target: str, name: str) -> None:
+    assert companion_path(Path(target)) == Path(name)
+    assert Path(name).stem.isidentifier()
+
+
+def test_the_help_names_every_format() -> None:
+    option = get_type_hints(export_command, include_extras=True)["format"].__metadata__[0]
+    assert [name for name in FORMATS if not re.search(rf"\b{name}\b", option.help)] == []
 
 
 def test_numbers_are_written_in_full() -> None:

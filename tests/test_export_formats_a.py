@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adamtune.cli.app import run
 from adamtune.errors import ExportError
 from adamtune.export import FORMATS, Context, Format, Settings, export_recipe
 from adamtune.recipe import GroupRule, Kind, Match, Recipe, Schedule, Switch, WarmupSteps
@@ -291,7 +293,7 @@ def test_deepspeed_has_torchs_adam_and_its_own_schedules() -> None:
         "fp16": {"enabled": False},
         "torch_autocast": {"enabled": False},
     }
-    assert "one update late, up to lr / 10 lower; after it lr is ours" in unsaid(recipe, "deepspeed")["warmup"]
+    assert "one update late, up to lr / 10 lower; from update 11 on lr is ours" in unsaid(recipe, "deepspeed")["warmup"]
 
 
 @pytest.mark.parametrize(("kind", "mode"), [("adamw", None), ("adam", False)])
@@ -307,7 +309,9 @@ def test_deepspeed_needs_the_length_of_the_run_where_a_schedule_does() -> None:
         told(Recipe(schedule=Schedule(kind="constant")), "deepspeed", None)
     in_steps = Recipe(schedule=Schedule(kind="constant", warmup=WarmupSteps(steps=5)))
     assert told(in_steps, "deepspeed", None).values["scheduler"]["params"]["warmup_num_steps"] == 4
-    assert "scheduler" not in told(BASES["plain"], "deepspeed", None).values
+    held = {"warmup_min_lr": 1e-3, "warmup_max_lr": 1e-3, "warmup_num_steps": 1, "warmup_type": "linear"}
+    constant = told(BASES["plain"], "deepspeed", None).values
+    assert constant["scheduler"] == {"type": "WarmupLR", "params": held}
 
 
 def test_accelerate_adds_what_its_plugin_asks_for() -> None:
@@ -337,3 +341,48 @@ def test_lightning_writes_no_scheduler_that_would_step_once_an_epoch() -> None:
     recipe = Recipe(schedule=Schedule(kind="cosine", warmup=0.1, floor=0.1))
     assert "lr_scheduler" not in told(recipe, "lightning").values
     assert set(unsaid(recipe, "lightning")) == {"schedule", "warmup", "floor"}
+
+
+CONVENTIONS = {
+    "AdamW: each step shrinks a weight by lr * weight_decay.": Recipe(),
+    "SGD, once it has taken over, adds it to the gradient.": Recipe(switch=Switch(at=0.5, lr=0.1)),
+    "torch.optim.Adam: weight_decay times the weight is added to its gradient.": Recipe(optimizer="adam"),
+    "torch.optim.SGD: weight_decay times the weight is added to its gradient.": Recipe(optimizer="sgd"),
+}
+
+
+@pytest.mark.parametrize("format", [name for name in FORMATS if name not in ("yaml", "accelerate", "deepspeed")])
+def test_a_file_names_its_convention_of_weight_decay_and_its_run(format: str) -> None:
+    for convention, recipe in CONVENTIONS.items():
+        text = " ".join(export_recipe(recipe, format, Context(12_345)).text.split())
+        assert convention in text
+        assert ("# For a run of 12,345 optimizer steps." in text) == (format != "python")
+    without = export_recipe(Recipe(weight_decay=0.0), format, Context(100)).text
+    assert "Weight decay" not in without
+    assert not [line for line in without.splitlines() if line != line.rstrip()]
+
+
+def test_the_length_that_a_recipe_was_tuned_for_is_told_where_nobody_said_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("lr: 0.5\nschedule: {kind: constant, warmup: 0.1}\nprovenance: {horizon: 300}\n")
+    assert run(["export", str(path), "--format", "nanogpt"]) == 0
+    told = capsys.readouterr()
+    assert "for a run of 300 steps, as the recipe was tuned for; --total-steps says another\n" in told.err
+    assert "max_iters = 299\n" in told.out
+    assert run(["export", str(path), "--format", "nanogpt", "--total-steps", "50"]) == 0
+    assert "for a run of" not in capsys.readouterr().err
+    assert run(["export", str(path), "--format", "yaml"]) == 0
+    assert not capsys.readouterr().err
+
+
+def test_axolotl_s_warmup_is_a_fraction_where_that_is_the_same_number_of_steps() -> None:
+    for warmup, total, written in ((0.05, 100, 0.05), (0.05, 90, 0.05), (0.057, 100, 6), ({"steps": 7}, None, 7)):
+        recipe = Recipe(weight_decay=0.0).with_knob("warmup", warmup)
+        values = told(recipe, "axolotl", total).values
+        key = "warmup_ratio" if isinstance(written, float) else "warmup_steps"
+        assert {name: value for name, value in values.items() if name.startswith("warmup")} == {key: written}
+        assert "max_steps" not in values  # the length of a run is its owner's
+        assert "warmup" not in unsaid(recipe, "axolotl", total)
+    assert "rounds it down" in unsaid(Recipe(), "axolotl", None)["warmup"]

@@ -144,9 +144,10 @@ def test_decay_taken_from_biases_and_norms_by_two_rules_is_said_too(name: str) -
 
 
 # Argument names with their types, from the consumers' own sources:
-#   timm: pytorch-image-models train.py (1.0), argparse destinations; torchtune: recipes/full_finetune_single_device.py
-#   (0.6.1); axolotl: utils/schemas/training.py and config.py (0.19.0); Megatron-LM: megatron/training/arguments.py;
-#   nanoGPT: the globals of train.py, whose types configurator.py checks.
+#   timm: huggingface/pytorch-image-models train.py (2aabaef), argparse destinations; torchtune:
+#   recipes/full_finetune_single_device.py (0.6.1); axolotl: utils/schemas/training.py and config.py (0.19.0);
+#   Megatron-LM: megatron/training/arguments.py, in newer ones SchedulerConfig of config/training_config.py (008e9cd);
+#   nanoGPT: the globals of train.py, whose types configurator.py (085bba5) checks.
 NUMBER = (float, int)
 KEYS: dict[str, dict[str, Any]] = {
     "timm": {
@@ -163,7 +164,7 @@ KEYS: dict[str, dict[str, Any]] = {
         "learning_rate": NUMBER, "optimizer": str, "optim_args": str, "adam_beta1": NUMBER, "adam_beta2": NUMBER,
         "adam_epsilon": NUMBER, "weight_decay": NUMBER, "embedding_lr_scale": NUMBER, "lr_groups": list,
         "lr_scheduler": str, "lr_scheduler_kwargs": dict, "cosine_min_lr_ratio": NUMBER, "warmup_steps": int,
-        "warmup_ratio": NUMBER, "max_steps": int, "max_grad_norm": NUMBER, "gradient_accumulation_steps": int,
+        "warmup_ratio": NUMBER, "max_grad_norm": NUMBER, "gradient_accumulation_steps": int,
         "bf16": bool, "fp16": bool,
     },
     "hydra": {"optimizer": dict, "scheduler": (dict, type(None))},
@@ -336,7 +337,8 @@ def test_axolotl_says_an_lr_for_embeddings_and_by_part_of_a_name() -> None:
     assert told.values["lr_groups"] == [{"name": "attention", "modules": ["q_proj", "k_proj"], "lr": 2e-3}]
     # axolotl would not decay a bias that the recipe's rule by name takes.
     named_unsaid = {"groups.attention.lr_mult", "groups.attention.weight_decay"}
-    assert knobs_unsaid(told) == {*named_unsaid, "groups.embedding.weight_decay"}
+    of_a_bias = {"groups.embedding.lr_mult", "groups.embedding.weight_decay"}
+    assert knobs_unsaid(told) == {*named_unsaid, *of_a_bias}
     anchored = named.model_copy(update={"match": Match(params=("head.*",))})
     assert "lr_groups" not in settings_of("axolotl", Recipe(groups=(anchored,))).values
 

@@ -185,7 +185,7 @@ def test_a_parameters_kind_depends_on_its_owner_wherever_that_is_nested(case: tu
 
 RULES = (
     rule("no_decay", kind=["bias", "norm"]),
-    rule("biases", kind="bias"),
+    rule("biases", kind=["bias", "rest"]),
     rule("heads", kind="head"),
     rule("tables", kind=["embedding"]),
 )

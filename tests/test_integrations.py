@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -174,9 +173,9 @@ def test_lightnings_checkpoint_is_diagnosed_as_the_training_was_measured(tmp_pat
     assert set(checkpoint.record) == set(expected)
     assert diagnose(tmp_path).step == 7
 
-    module.save_hyperparameters(argparse.Namespace(kind=argparse.Namespace(lr=0.1)))
+    module.save_hyperparameters({"kind": Rows()})
     trainer.save_checkpoint(tmp_path / "epoch=0.ckpt")
-    with pytest.raises(CheckpointError, match=r"argparse\.Namespace.*trainer\.optimizers\[0\]\.state_dict"):
+    with pytest.raises(CheckpointError, match=r"test_integrations\.Rows.*trainer\.optimizers\[0\]\.state_dict"):
         read_checkpoint(tmp_path / "epoch=0.ckpt")
 
 

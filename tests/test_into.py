@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import re
@@ -11,13 +12,14 @@ from typing import Any
 
 import pytest
 import yaml
+from consumers import RECIPES
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from adamtune.cli.app import run
 from adamtune.errors import AdamtuneError, DocumentError, ExitCode, ExportError
-from adamtune.export import FORMATS, Context, Format, Settings, export_into
+from adamtune.export import FORMATS, Context, Format, Settings, export_into, export_recipe
 from adamtune.export.edits import edit
 from adamtune.export.into import edit_file
 from adamtune.recipe import Recipe
@@ -95,6 +97,11 @@ def test_line_ends_and_a_missing_last_one_stay() -> None:
     assert yaml_edit("a: 1\r\nlr: 2\r\n", {"lr": 0.5, "eps": 0.1}) == "a: 1\r\nlr: 0.5\r\neps: 0.1\r\n"
     assert yaml_edit("a: 1\nlr: 2", {"lr": 0.5, "eps": 0.1}) == "a: 1\nlr: 0.5\neps: 0.1"
     assert yaml_edit("\ufeffa: 1\nlr: 2\n", {"lr": 0.5}) == "\ufeffa: 1\nlr: 0.5\n"
+
+
+def test_a_comment_behind_the_last_entry_in_braces_keeps_its_line_end() -> None:
+    before = "lr: {\r\n  x: 1 # c\r\n }\r\n"
+    assert yaml_edit(before, {"lr": {"X": 2}}) == "lr: {\r\n  x: 1, # c\r\n  X: 2\r\n }\r\n"
 
 
 def test_a_list_is_replaced_as_a_whole() -> None:
@@ -207,6 +214,7 @@ def test_a_shared_value_that_need_not_change_is_no_obstacle() -> None:
     ("text", "told"),
     [
         ("a: [1\n", "train.yaml: line 2, column 1: not valid YAML"),
+        ("a:\n\tb: 1\n", "line 2, column 1: not valid YAML: a tab stands where YAML takes blanks only"),
         ("a: 1\n---\nb: 2\n", "train.yaml: line 2, column 1: a second document starts (---)"),
         ("- a\n", "a mapping (key: value) is expected at the top"),
         ("word\n", "a mapping (key: value) is expected at the top"),
@@ -542,7 +550,55 @@ def test_the_ending_says_whether_it_is_json(tmp_path: Path) -> None:
     assert edit_file(tmp_path / "config", Settings({"eps": "x"}), "json").after == '{"lr": 1, "eps": "x"}'
 
 
+def test_keys_that_would_say_otherwise_are_neutralised_where_they_are_there() -> None:
+    neutral = {"lr_groups": None, "warmup_ratio": None, "cooldown": 0}
+    before = "warmup_ratio: 0.1 # old\nlr_groups:\n  - name: a\n    lr: 1\ncooldown: 0\n"
+    found = edit(before, {"lr": 0.5}, "yaml", "f", neutral)
+    assert found.text == "warmup_ratio: null # old\nlr_groups: null\ncooldown: 0\nlr: 0.5\n"
+    assert set(found.replaced) == {"$.warmup_ratio", "$.lr_groups"}
+    assert edit("a: 1\n", {"lr": 0.5}, "yaml", "f", neutral).text == "a: 1\nlr: 0.5\n"
+    with pytest.raises(ExportError, match=r"\$\.lr_groups holds a mapping.*change it by hand"):
+        edit("lr_groups: {a: 1}\n", {"lr": 0.5}, "yaml", "f", neutral)
+
+
+def test_a_setting_that_stays_beside_those_set_is_named() -> None:
+    found = edit("optimizer: {eps: 1, amsgrad: true}\nother: 1\n", NEW, "yaml", "f")
+    assert found.left == ("$.optimizer.amsgrad",)
+    merged = edit("base: &b {amsgrad: true}\noptimizer: {<<: *b, eps: 1}\n", NEW, "yaml", "f")
+    assert merged.left == ("$.optimizer.amsgrad",)
+
+
 # --- the format's settings, and the command
+
+
+UNREAD = {"adam_beta1", "adam_beta2", "adam_epsilon", "momentum", "opt_betas", "opt_eps"} | {
+    "decay_rate", "decay_milestones", "min_lr", "amp_dtype", "zero_allow_untested_optimizer",
+}  # fmt: skip
+"""What an optimizer, a schedule or a precision does not look at, but another one does."""
+KEYED = [name for name, format in FORMATS.items() if format.syntax in ("yaml", "json") and not format.whole]
+CONTEXTS = [Context(60), Context(60, steps_per_epoch=10)]
+
+
+@pytest.mark.parametrize("name", KEYED)
+def test_a_file_of_one_recipe_edited_for_another_says_nothing_of_the_first(name: str) -> None:
+    """At the top; within a mapping what stays is named."""
+    format = FORMATS[name]
+    syntax = "json" if format.syntax == "json" else "yaml"
+    refused = 0
+    for first, second, context in itertools.product(RECIPES[:20] + RECIPES[-4:], RECIPES[-8:], CONTEXTS):
+        settings = format.settings(second, context)
+        try:
+            found = edit(export_recipe(first, name, context).text, settings.values, syntax, "f", settings.neutral)
+        except ExportError:  # a mapping that the second has nothing for
+            refused += 1
+            continue
+        said = json.loads(found.text) if syntax == "json" else yaml.safe_load(found.text)
+        assert said.keys() >= settings.values.keys()
+        for key in said.keys() - settings.values.keys() - UNREAD:
+            assert said[key] == settings.neutral.get(key, "nothing"), key
+        differing = {key for key, value in settings.values.items() if said[key] != json.loads(json.dumps(value))}
+        assert differing <= {path.split(".")[1] for path in found.left}
+    assert refused < len(RECIPES) * 8
 
 
 TOY = Format("toy", "a toy", "yaml", lambda recipe, context: Settings({"optim": {"lr": recipe.lr, "eps": recipe.eps}}))
@@ -608,6 +664,8 @@ def test_values_that_are_there_are_replaced_with_force_only(command: Command, ta
     assert not target.with_name("train.yaml.bak").exists()
     assert command("--into", "train.yaml", "--force")[0] == 0
     assert target.read_text() == "optim:\n  lr: 2.0e-05   # mine\n  eps: 1.0e-08\n"
+    target.write_text("optim: {amsgrad: true}\n")
+    assert command("--into", "train.yaml", "--dry-run")[2] == "left as they are, and in force: $.optim.amsgrad\n"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.storages.journal import JournalFileBackend
 
+from adamtune.errors import UnwritableError
 from adamtune.search import journal
 from adamtune.search.journal import BufferedJournal
 
@@ -53,7 +54,7 @@ def test_lines_that_cannot_be_written_wait_for_the_next_time(tmp_path: Path, mon
     ours.append_logs([{"n": 0}])
     with monkeypatch.context() as full:
         full.setattr(JournalFileBackend, "append_logs", _disk_full)
-        with pytest.raises(OSError, match="full"):
+        with pytest.raises(UnwritableError, match="full"):
             ours.flush()
     ours.append_logs([{"n": 1}])
     ours.flush()

@@ -256,7 +256,7 @@ def test_sparse_embeddings_leave_nothing_to_ask() -> None:
             self.rows, self.head = nn.EmbeddingBag(10, 4, sparse=sparse, mode="sum"), nn.Linear(4, 2)
 
     spec = Spec(task=TaskSpec(ref="a:b"), horizon=100, base=SGD)
-    sparse = "the model's embeddings have sparse gradients, which only SGD takes"
+    sparse = "the model has tables with sparse gradients, of which SGD keeps ever longer momenta"
     assert optimizer.missing(spec, param_groups(SGD, Rows(True))) == sparse
     assert optimizer.missing(spec, param_groups(SGD, Rows(False))) == ""
 

@@ -28,7 +28,9 @@ def test_the_newcomers_task_and_spec_lead_to_a_recipe_that_builds(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    task, exported_use, recipe_use, ramp_use, probe_use = blocks("python")
+    script, task, exported_use, recipe_use, ramp_use, probe_use = blocks("python")
+    assert sum(map(bool, task.splitlines())) < 15
+    (tmp_path / "train.py").write_text(script)
     (tmp_path / "my_task.py").write_text(task)
     (tmp_path / "my_spec.yaml").write_text(next(text for text in blocks("yaml") if "my_task.py" in text))
     commands = next(text for text in blocks("sh") if "my_spec.yaml" in text).splitlines()
@@ -61,6 +63,7 @@ def test_the_newcomers_task_and_spec_lead_to_a_recipe_that_builds(
     ((step, record),) = scope["probe"].records  # type: ignore[attr-defined]
     assert step == 50
     assert record["group0/r/p50"] > 0
+    del sys.modules["train"]
 
 
 def test_the_recipe_shown_is_one() -> None:
@@ -75,3 +78,10 @@ def test_every_command_is_in_the_readme() -> None:
         assert command.callback is not None
         assert f"`adamtune {command.callback.__name__.replace('_', '-')} " in README
         assert "Example: adamtune" in (command.callback.__doc__ or "")
+
+
+def test_every_export_format_is_in_the_readme() -> None:
+    from adamtune.export import FORMATS
+
+    section = README.split("## Export formats")[1].split("\n## ")[0]
+    assert sorted(re.findall(r"^\| `(\w+)` \|", section, re.M)) == sorted(FORMATS)

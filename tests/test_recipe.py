@@ -161,6 +161,8 @@ GROUP = "groups: [{name: g, match: {kind: [bias]}, "
         ("groups: [{name: a.b, match: {kind: bias}}]", "$.groups[0].name", "a.b"),
         ("groups: [{name: default, match: {kind: bias}}]", "$.groups", "'default'"),
         ("groups: [{name: g, match: {kind: bias}}, {name: g, match: {kind: norm}}]", "$.groups", "called 'g'"),
+        ("groups: [{name: a, match: {kind: [bias, norm]}}, {name: b, match: {kind: norm}}]", "$.groups", "'b' is left"),
+        ("groups: [{name: a, match: {kind: bias}}, {name: b, match: {kind: bias}}]", "$.groups", "put 'b' first, or"),
         (GROUP + "lr_mult: -1}]", "$.groups[0].lr_mult", "at least 0"),
         (GROUP + "weight_decay: -1}]", "$.groups[0].weight_decay", "at least 0"),
         (GROUP + "betas: [0.9, 2]}]", "$.groups[0].betas[1]", "below 1"),
@@ -178,6 +180,12 @@ def test_a_bad_value_is_refused_with_its_path_and_the_reason(text: str, path: st
 def test_all_bad_values_are_told_at_once() -> None:
     text = "lr: 0\nepsilon: 1\nschedule: {floor: 2}\ngroups: [{name: g, match: {kind: [bias]}, eps: -1}]"
     assert set(problems(text)) == {"$.lr", "$.epsilon", "$.schedule.floor", "$.groups[0].eps"}
+
+
+def test_a_rule_by_kind_may_come_after_rules_by_name() -> None:
+    text = "groups: [{name: a, match: {kind: bias, params: 'x*'}}, {name: b, match: {kind: [bias, norm]}}, "
+    text += "{name: c, match: {kind: bias, params: 'y*'}}, {name: d, match: {kind: [bias, head]}}]"
+    assert len(Recipe.from_yaml(text).groups) == 4
 
 
 def test_of_a_newer_recipe_nothing_but_its_version_is_told() -> None:

@@ -90,6 +90,18 @@ def test_a_sweep_interrupted_at_many_rungs_ends_as_one_that_was_not(
     assert told(run) == unbroken
 
 
+@pytest.mark.slow
+def test_a_sweep_by_workers_ends_as_one_in_one_process(unbroken: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text(SPEC)
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        sweep(load_spec(path, {"engine": "workers", "workers": 2}), run, stop=stops_at(7))
+    sweep(load_spec(path, {"engine": "workers", "workers": 3}), run)
+    assert told(run) == unbroken
+    assert json.loads((run / rundir.ENGINE).read_text())["engine"] == "workers"
+
+
 def test_a_sweep_killed_at_random_moments_ends_as_one_that_was_not(
     spec: Spec, unbroken: dict[str, Any], tmp_path: Path
 ) -> None:

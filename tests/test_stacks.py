@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-import os
 import random
-import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -19,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from adamtune.engines.population import PopulationEngine
-from adamtune.engines.processes import WorkerLost, Workers
+from adamtune.engines.processes import Workers
 from adamtune.engines.sequential import SequentialEngine
 from adamtune.errors import TaskError
 from adamtune.history import Outcome, TrialRequest
@@ -372,18 +370,6 @@ def test_a_task_that_raises_in_a_worker_is_told_as_it_is_here() -> None:
     batch = workers.open([[0, 2, 4], [1, 3, 5]], ASKED, 1, False, lambda steps: None, lambda note: None)
     with pytest.raises(TaskError, match=r"ValueError: the toy broke .*at training step 6"):
         batch.advance(24)
-    workers.close()
-
-
-def test_a_worker_that_is_killed_is_told_in_a_sentence_and_costs_its_own_trials_only() -> None:
-    workers = Workers(task(), CPU, 2)
-    batch = workers.open([[0, 2, 4], [1, 3, 5]], ASKED, 8, False, lambda steps: None, lambda note: None)
-    batch.advance(7)
-    os.kill(workers.processes[1].pid or 0, signal.SIGKILL)
-    with pytest.raises(WorkerLost, match="a worker process died"):
-        batch.advance(24)
-    outcomes = [result.outcome for result in batch.results()]
-    assert outcomes == [Outcome.COMPLETED, Outcome.FAILED] * 3
     workers.close()
 
 

@@ -4,12 +4,13 @@ import itertools
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, Sampler, TensorDataset, WeightedRandomSampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset, WeightedRandomSampler
 
 from adamtune.errors import ExitCode, InputError, TaskError, TaskReferenceError
 from adamtune.task import Task, TaskReference, batch_rows, batch_to, load_task
@@ -434,3 +435,117 @@ def test_two_task_files_of_one_name_in_different_folders_are_kept_apart(folder: 
         (folder / place).mkdir()
         (folder / place / "same.py").write_text(TASK_FILE.replace('"mine"', f'"{place}"'))
     assert [load_task(f"{place}/same.py:task").name for place in ("a", "b", "a")] == ["a", "b", "a"]
+
+
+# --- dicts, models that return their loss, rollouts
+
+
+class Keyed(nn.Module):
+    """Takes its inputs by name; given `labels`, returns its loss as models of transformers do."""
+
+    def __init__(self, form: str = "attribute") -> None:
+        super().__init__()
+        self.body, self.form = nn.Linear(1, 1), form
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Any:
+        out = self.body(x)
+        if labels is None:
+            return out
+        loss = nn.functional.mse_loss(out, labels)
+        if self.form == "attribute":
+            return SimpleNamespace(loss=loss, logits=out)
+        return {"scalar": loss, "tuple": (loss, out), "mapping": {"loss": loss}, "none": {"logits": out}}[self.form]
+
+
+class Dicts(Dataset[dict[str, Tensor]]):
+    def __init__(self, target: str = "labels") -> None:
+        self.target = target
+
+    def __len__(self) -> int:
+        return ROWS
+
+    def __getitem__(self, row: int) -> dict[str, Tensor]:
+        return {"x": X[row], self.target: Y[row]}
+
+
+@pytest.mark.parametrize("target", ["labels", "y"])
+def test_dicts_are_given_by_name_and_the_target_to_the_loss(target: str) -> None:
+    loss_fn = nn.functional.mse_loss
+    task = Task.supervised(
+        Keyed, Dicts(target), Dicts(target), loss_fn, 4, metrics={"off": lambda out, y: (out - y).mean()}, target=target
+    )
+    model, batch = Keyed(), next(batches(task))
+    assert torch.equal(batch[target], -batch["x"])
+    assert task.loss(model, batch) == loss_fn(model.body(batch["x"]), batch[target])
+    assert task.metrics["off"](model, batch) == (model.body(batch["x"]) - batch[target]).mean()
+    assert sum(map(batch_rows, task.val_batches())) == ROWS
+
+
+@pytest.mark.parametrize("form", ["attribute", "scalar", "tuple", "mapping"])
+def test_without_a_loss_function_the_model_returns_its_loss(form: str) -> None:
+    task = Task.supervised(lambda: Keyed(form), Dicts(), Dicts(), batch_size=4)
+    model, batch = task.make_model(), next(batches(task))
+    assert task.loss(model, batch) == nn.functional.mse_loss(model.body(batch["x"]), batch["labels"])  # type: ignore[operator]
+
+
+def test_metrics_of_a_model_that_returns_its_loss_get_its_output_and_the_labels() -> None:
+    off = {"off": lambda out, y: (out.logits - y).mean()}
+    task = Task.supervised(Keyed, Dicts(), Dicts(), batch_size=4, metrics=off)
+    model, batch = Keyed(), next(batches(task))
+    assert task.metrics["off"](model, batch) == (model.body(batch["x"]) - batch["labels"]).mean()
+
+
+def test_a_dict_without_its_target_and_a_model_without_a_loss_are_said_plainly() -> None:
+    task = Task.supervised(Keyed, Dicts("label"), Dicts("label"), nn.functional.mse_loss, 4)
+    with pytest.raises(ValueError, match="no 'labels'; did you mean 'label'"):
+        task.loss(Keyed(), next(batches(task)))
+    task = Task.supervised(lambda: Keyed("none"), Dicts(), Dicts(), batch_size=4)
+    with pytest.raises(TypeError, match="returned a dict without a loss; give a loss_fn"):
+        task.loss(task.make_model(), next(batches(task)))
+
+
+class Walk:
+    """An environment whose place is a walk of chance, pushed."""
+
+    def __init__(self, seed: int) -> None:
+        self.generator, self.place = torch.Generator().manual_seed(seed), 0.0
+
+    def push(self, force: Tensor) -> Tensor:
+        self.place += float(torch.randn((), generator=self.generator)) + float(force)
+        return torch.tensor(self.place)
+
+
+def walking(pushes: int = 3) -> Task:
+    def loss(model: nn.Module, walk: Walk) -> Tensor:
+        acted = [model(walk.push(torch.zeros(())).reshape(1, 1)) for _ in range(pushes)]
+        return torch.stack(acted).pow(2).mean()
+
+    def place(model: nn.Module, walk: Walk) -> Tensor:
+        return walk.push(model(torch.ones(1, 1)))
+
+    return Task.rollouts(lambda: nn.Linear(1, 1), Walk, loss, {"place": place})
+
+
+def test_environments_are_a_trials_own_and_go_on_from_step_to_step() -> None:
+    task = walking()
+    first, second = itertools.islice(batches(task), 2)
+    assert first is second
+    model = task.make_model()
+    lost = [[task.loss(model, envs).item() for envs in itertools.islice(batches(task, seed), 2)] for seed in (1, 1, 2)]
+    assert lost[0] == lost[1] != lost[2]
+    assert lost[0][0] != lost[0][1]
+
+
+def test_every_evaluation_is_on_the_same_new_environments() -> None:
+    task = walking()
+    model = task.make_model()
+    with torch.no_grad():
+        told = [
+            (
+                float(measure(model, batch))
+                for batch in task.val_batches()
+                for measure in (task.loss, task.metrics["place"])
+            )
+            for _ in range(2)
+        ]
+        assert len(set(map(tuple, told))) == 1

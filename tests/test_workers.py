@@ -24,9 +24,10 @@ from torch import Tensor, nn
 
 from adamtune.engines.local import LocalBatch
 from adamtune.engines.population import PopulationEngine
-from adamtune.engines.processes import WorkerLost, Workers, process_count
+from adamtune.engines.processes import Workers, process_count
 from adamtune.errors import TaskError
 from adamtune.history import Outcome, TrialRequest, TrialResult
+from adamtune.randomness import Stream, derive_seed
 from adamtune.recipe import Recipe, Schedule
 from adamtune.task import Task
 
@@ -43,8 +44,9 @@ class Crew:
         self, of: Task, asked: Sequence[TrialRequest] = ASKED, on_steps: Callable[[int], None] | None = None
     ) -> None:
         self.heard: list[int] = []
+        self.noted: list[str] = []
         self.workers = Workers(of, CPU, 2)
-        self.batch = self.workers.open(SHARES, asked, 8, False, on_steps or self.heard.append, lambda note: None)
+        self.batch = self.workers.open(SHARES, asked, 8, False, on_steps or self.heard.append, self.noted.append)
 
     def close(self) -> None:
         self.workers.close()
@@ -162,29 +164,57 @@ def test_a_task_whose_first_step_raises_is_told_when_it_trains_and_facts_stay_js
 # --- workers that die
 
 
-def test_a_worker_killed_while_it_trains_is_told() -> None:
-    crew = Crew(task(), LONG, lambda steps: kill(crew.workers, 0))
+def test_a_worker_killed_while_it_trains_is_replaced_and_nothing_changes() -> None:
+    killed: list[int] = []
+
+    def kill_once(steps: int) -> None:
+        if not killed:
+            killed.append(crew.workers.processes[0].pid or 0)
+            kill(crew.workers, 0)
+
+    crew = Crew(task(), ASKED, kill_once)
     with closing(crew):
-        with pytest.raises(WorkerLost):
-            crew.batch.advance(500)
-        assert [result.steps for result in crew.batch.results()] == [0, 500] * 3
+        crew.batch.advance(7)
+        crew.batch.prune(2)
+        assert_same(finish(crew.batch, (24,))[:2], alone(task(), ASKED)[:2])
+        assert crew.workers.processes[0].pid != killed[0]
+        assert crew.batch.results()[2].steps == 7
+    assert crew.noted == ["a worker process died; its 3 trials start again in another"]
 
 
-def test_the_next_batch_has_new_workers_and_the_last_ones_results_can_still_be_read() -> None:
-    before = set(multiprocessing.active_children())
-    with closing(PopulationEngine(task(), CPU, always=True, processes=2)) as engine:
-        broken = engine.open(ASKED)
-        broken.advance(7)
-        started = set(multiprocessing.active_children()) - before
-        lost = min(started, key=lambda process: process.pid or 0)
-        lost.kill()
-        lost.join()
-        with pytest.raises(WorkerLost):
-            broken.advance(24)
-        assert_same(finish(engine.open(ASKED)), alone(task(), ASKED))
-        outcomes = [result.outcome for result in broken.results()]
-        assert sorted(outcomes) == [Outcome.COMPLETED] * 3 + [Outcome.FAILED] * 3
-    assert set(multiprocessing.active_children()) <= before
+def test_a_worker_killed_between_batches_is_replaced_for_all_of_them() -> None:
+    with closing(Crew(task())) as crew:
+        other = crew.workers.open(SHARES, ASKED, 8, False, lambda steps: None, lambda note: None)
+        crew.batch.advance(7)
+        other.advance(7)
+        other.prune(1)
+        kill(crew.workers, 1)
+        crew.workers.processes[1].join()
+        assert_same(finish(crew.batch, (24,)), alone(task(), ASKED))
+        found = finish(other, (24,))
+        assert_same([found[0], *found[2:]], [result for place, result in enumerate(alone(task(), ASKED)) if place != 1])
+        assert (found[1].outcome, found[1].steps) == (Outcome.PRUNED, 7)
+
+
+def test_trials_whose_workers_always_die_have_failed_and_the_others_go_on() -> None:
+    def deadly(model: nn.Module, x: Tensor) -> Tensor:
+        if torch.initial_seed() in deaths and os.getpid() != owner:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return loss(model, x)
+
+    owner, deaths = os.getpid(), {derive_seed(ASKED[1].seed, Stream.STEP, 9)}
+    asked = [request for request in ASKED if request.seed != ASKED[1].seed]
+    asked = [asked[0], ASKED[1], asked[1]]
+    with closing(Workers(task(loss=deadly), CPU, 2)) as workers:
+        noted: list[str] = []
+        batch = workers.open([[0, 2], [1]], asked, 1, False, lambda steps: None, noted.append)
+        reports = batch.advance(24)
+        assert [report is None for report in reports] == [False, True, False]
+        found = batch.results()
+    assert [result.outcome for result in found] == [Outcome.COMPLETED, Outcome.FAILED, Outcome.COMPLETED]
+    assert "their worker process died 4 times" in found[1].message
+    assert noted[-1].startswith("1 trials failed: their worker process died 4 times")
+    assert_same([found[0], found[2]], alone(task(), [asked[0], asked[2]], (24,)))
 
 
 def test_closing_an_engine_ends_its_processes() -> None:

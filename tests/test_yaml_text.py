@@ -267,3 +267,18 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path, con
 def test_a_folder_is_not_read_as_a_file(tmp_path: Path) -> None:
     with pytest.raises(DocumentError, match="folder"):
         yaml_text.read(tmp_path)
+
+
+@pytest.mark.parametrize("number", ["1:" * 200_000 + "1", "1:" * 200_000 + "1.5", "1" * 400_000, "1_" * 200_000])
+def test_a_number_that_would_be_reckoned_for_minutes_is_refused_in_no_time(number: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(DocumentError, match=r"not readable as YAML: a number of 40000[013] characters"):
+        yaml_text.parse(f"a: {number}", "x")
+    assert time.monotonic() - began < 5
+    assert yaml_text.parse("a: 1:30:00\nb: 1:30.5", "x") == {"a": 5400, "b": 90.5}
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs an endless file")
+def test_an_endless_file_is_read_no_further_than_a_megabyte() -> None:
+    with pytest.raises(DocumentError, match="larger than 1 MB"):
+        yaml_text.read(Path("/dev/zero"))

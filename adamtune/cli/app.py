@@ -6,8 +6,10 @@ optuna; each loads what it needs when it runs.
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
+from contextlib import suppress
 from typing import Annotated, NoReturn
 
 import typer
@@ -20,7 +22,12 @@ from adamtune.cli.lr_find import lr_find
 from adamtune.cli.recipes import recipes_app
 from adamtune.cli.show import show
 from adamtune.cli.sweep import sweep
-from adamtune.errors import AdamtuneError, ExitCode
+from adamtune.cli.worker import worker
+from adamtune.errors import FULL, AdamtuneError, ExitCode, unwritable
+from adamtune.passwords import without_passwords
+from adamtune.plain_text import plain
+
+_LINES = "\n\t"
 
 app = typer.Typer(
     name="adamtune",
@@ -29,7 +36,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # typer's boxes cost more time than all else `--help` does together
     pretty_exceptions_enable=False,
 )
-for command in (lr_find, sweep, show, compare, diagnose, export):
+for command in (lr_find, sweep, show, compare, diagnose, export, worker):
     app.command(command.__name__.replace("_", "-"))(command)
 app.add_typer(recipes_app, name="recipes")
 
@@ -60,6 +67,8 @@ def run(arguments: list[str], debug: bool = False) -> int:
     """Run one command; its exit code. Every error is told in one place, here."""
     try:
         code = app(arguments, prog_name="adamtune", standalone_mode=False)
+        if sys.stdout is not None:  # which it is where the shell has closed it (>&-)
+            sys.stdout.flush()  # while it can still be told that the disk behind it is full
         if code == ExitCode.INTERRUPTED and not isinstance(code, ExitCode):  # typer's own word for Ctrl-C: say it
             raise KeyboardInterrupt
         return code if isinstance(code, int) else ExitCode.DONE
@@ -69,17 +78,32 @@ def run(arguments: list[str], debug: bool = False) -> int:
         return _tell(str(error), error.exit_code, debug)
     except KeyboardInterrupt:
         return _tell("interrupted", ExitCode.INTERRUPTED, debug)
+    except SystemExit as end:  # where training calls a task in other ways than trial by trial
+        return _tell(f"the task ended the process, by exit({end.code!r}); it must return", ExitCode.FAILED, debug)
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
-        sys.stderr.close()
+        _leave_output()
         return ExitCode.FAILED
-    except Exception as error:  # every other exception is a bug of ours
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in FULL:
+            if error.filename is None:  # writing to what is open already: our output
+                _leave_output()
+            return _tell(str(unwritable(error.filename or "the output", error)), ExitCode.FAILED, debug)
+        # every other exception is a bug of ours
         text = f"adamtune has a bug here ({type(error).__name__}: {error}); run it again with --debug and report that"
         return _tell(text, ExitCode.FAILED, debug)
 
 
+def _leave_output() -> None:
+    """Forget what waits to be printed: Python would try again at exit, and fail with a traceback."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
 def _tell(message: str, code: int, debug: bool) -> int:
-    if debug:
-        traceback.print_exc()
-    if message:  # typer has none when it answers a bare `adamtune` with the help
-        typer.echo(f"adamtune: {message}", err=True)
+    with suppress(OSError):  # where nobody can be told, the exit code still says it
+        if debug:
+            sys.stderr.write(without_passwords(traceback.format_exc()))
+        if message:  # typer has none when it answers a bare `adamtune` with the help
+            typer.echo(f"adamtune: {plain(without_passwords(message), keep=_LINES)}", err=True)
     return code

@@ -14,7 +14,13 @@ def export(
     source: Annotated[
         Path, typer.Argument(help="A run directory, a recipe file, or a shipped recipe's name.", show_default=False)
     ],
-    format: Annotated[str, typer.Option(help="Whose words: python (needs torch only), yaml, ...")] = "python",
+    format: Annotated[
+        str,
+        typer.Option(
+            help="Whose words: python (needs torch only), yaml, hf (transformers), accelerate, deepspeed, lightning, "
+            "timm, torchtune, axolotl, hydra, megatron or nanogpt."
+        ),
+    ] = "python",
     to: Annotated[Path | None, typer.Option(help="The file to write; without it, print.")] = None,
     into: Annotated[
         Path | None,
@@ -47,27 +53,41 @@ def export(
     Example: adamtune export runs/digits-1 --format python --to optim_recipe.py
     """
     from adamtune.errors import ExportError
-    from adamtune.export import Context, check_target, export_into, export_recipe, recipe_of, write_export
+    from adamtune.export import (
+        Context,
+        check_target,
+        companion_path,
+        export_into,
+        export_recipe,
+        recipe_of,
+        write_export,
+    )
 
     if to is not None and into is not None:
         raise ExportError("--to writes a file and --into edits one; give one of them")
     if dry_run and into is None:
         raise ExportError("--dry-run shows what --into would change; name that file with --into")
-    target = to or into
+    target = into if to is None else to
     if companion and target is None:
         raise ExportError("--companion writes a file beside the export; name that with --to or --into")
+    if to is not None:
+        check_target(to, force)
     recipe = recipe_of(source)
     horizon = recipe.provenance.get("horizon")
-    steps = total_steps or (horizon if isinstance(horizon, int) and horizon > 0 else None)
-    context = Context(steps, consumer_version, steps_per_epoch)
+    tuned = horizon if type(horizon) is int and horizon > 0 else None
+    context = Context(total_steps or tuned, consumer_version, steps_per_epoch)
     export = export_into(recipe, format, into, context) if into else export_recipe(recipe, format, context)
+    if tuned and total_steps is None and format not in ("python", "yaml"):
+        typer.echo(f"for a run of {tuned:,} steps, as the recipe was tuned for; --total-steps says another", err=True)
     for unsaid in export.unsaid:
         typer.echo(f"{format} cannot say {unsaid}", err=True)
     if export.edit:
         typer.echo(export.edit.diff or f"{into} says all of this already\n", nl=False)
+        if export.edit.left:
+            typer.echo(f"left as they are, and in force: {', '.join(export.edit.left)}", err=True)
     if dry_run:
         return ExitCode.DONE
-    beside = target.with_name(f"{target.stem}_optimizer.py") if target and companion and export.companion else None
+    beside = companion_path(target) if target and companion and export.companion else None
     if beside:
         check_target(beside, force)
     if export.edit:

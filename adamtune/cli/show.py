@@ -20,6 +20,7 @@ def show(
 
     Example: adamtune show runs/digits-1
     """
+    from adamtune.plain_text import plain
     from adamtune.report import terminal
     from adamtune.rundir import finished_runs, read_result
 
@@ -29,7 +30,7 @@ def show(
             try:
                 found[path] = read_result(path)
             except RunDirError as problem:
-                typer.echo(f"adamtune: left out: {problem}", err=True)
+                typer.echo(f"adamtune: left out: {plain(problem)}", err=True)
         if json:
             terminal.print_json({str(path): result for path, result in found.items()})
         else:

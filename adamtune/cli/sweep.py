@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from adamtune.cli.interrupts import after_the_rung
-from adamtune.errors import ExitCode
+from adamtune.errors import ExitCode, StorageError, UnwritableError
+from adamtune.passwords import without_passwords
 
 
 def sweep(
@@ -23,6 +25,9 @@ def sweep(
     seed: Annotated[int | None, typer.Option(help="Instead of the spec's seed.")] = None,
     engine: Annotated[str | None, typer.Option(help="Instead of the spec's engine.")] = None,
     storage: Annotated[str | None, typer.Option(help="Instead of the spec's storage: an Optuna URL.")] = None,
+    workers: Annotated[
+        str | None, typer.Option(help="Instead of the spec's workers: processes to train in here, or auto.")
+    ] = None,
     memory: Annotated[
         float | None, typer.Option(help="Share of the free memory that trials side by side may take; 0.6 by default.")
     ] = None,
@@ -38,7 +43,10 @@ def sweep(
     Example: adamtune sweep configs/digits.yaml --run-dir runs/digits
     """
     given = {"seed": seed, "engine": engine, "storage": storage, "memory": memory}
+    if workers is not None:
+        given["workers"] = int(workers) if workers.isdigit() else workers
     overrides: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    again = [*overrides.items(), *(("learn-from", folder) for folder in learn_from or ())]
     from adamtune.spec import load_spec
 
     loaded = load_spec(spec, overrides)
@@ -60,13 +68,19 @@ def sweep(
         with SweepScreen(target, quiet=json) as screen, after_the_rung(screen.on_note) as stop:
             result = run_sweep(loaded, target, screen, learn_from or (), stop)
     except KeyboardInterrupt:
-        again = shlex.join(["adamtune", "sweep", str(spec), "--run-dir", str(target)])
-        typer.echo(
-            f"adamtune: interrupted; what has been measured is in {target}; {again} goes on from there", err=True
-        )
+        kept = f"what has been measured is in {target}; {_again(spec, target, again)} goes on from there"
+        typer.echo(f"adamtune: interrupted; {kept}", err=True)
         return ExitCode.INTERRUPTED
+    except (StorageError, UnwritableError) as problem:
+        raise type(problem)(f"{problem}, then {_again(spec, target, again)} goes on from there") from problem
     if json:
         terminal.print_json(result.to_dict())
     else:
         terminal.print_result(result.to_dict(), result.run_dir)
     return ExitCode.DONE
+
+
+def _again(spec: Path, run_dir: Path, given: Iterable[tuple[str, object]]) -> str:
+    """The command that goes on with a sweep: its options as they were `given`."""
+    options = [text for name, value in given for text in (f"--{name}", without_passwords(str(value)))]
+    return shlex.join(["adamtune", "sweep", str(spec), "--run-dir", str(run_dir), *options])

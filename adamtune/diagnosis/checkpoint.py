@@ -110,7 +110,7 @@ def _state_dicts(saved: object) -> Iterator[tuple[str, Mapping[str, Any]]]:
                 yield ".".join(place), value
                 return
             for key, item in value.items():
-                yield from walk(item, (*place, str(key)))
+                yield from walk(item, (*place, plain(key)))
         elif isinstance(value, list | tuple) and len(value) <= _LONGEST:
             seen.add(id(value))
             for index, item in enumerate(value):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,20 @@ from adamtune.errors import CheckpointError
 
 
 def plain(text: object) -> str:
-    """A name from a file, without what would break a record's key or the terminal."""
-    return "".join(each if each.isprintable() and each != "/" else "." for each in str(text))[:100]
+    """A name from a file, without what would break a record's key or the terminal.
+
+    What is neither text nor number is called by its type: spelling it out might never end.
+    """
+    known = text if isinstance(text, str | int | float) or text is None else type(text).__name__
+    return "".join(each if each.isprintable() and each != "/" else "." for each in str(known)[:100])
 
 
 def whole(value: object) -> int | None:
     """A step count, from a number or a tensor; None where it is neither."""
     if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex() and not value.is_meta:
         value = value.item()
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= sys.float_info.max:
+        return None  # NaN is in no range
     return int(value)
 
 
@@ -46,8 +51,12 @@ class Rebuilt:
         groups: list[dict[str, Any]] = []
         states: dict[Tensor, dict[str, Any]] = {}
         for index, saved in enumerate(state_dict["param_groups"]):
-            name = prefix + plain(saved.get("name", f"group{index}"))
-            group = {str(key): value for key, value in saved.items()} | {"name": name, "params": []}
+            name = saved.get("name", f"group{index}")
+            if not isinstance(name, str | int):
+                what = f"a param group called by a {type(name).__name__}, as no optimizer saves it"
+                raise CheckpointError(f"{file} has {what}; save optimizer.state_dict() as it is")
+            name = prefix + plain(name)
+            group = {plain(key): value for key, value in saved.items()} | {"name": name, "params": []}
             group["weight_decay"] = _number(saved.get("weight_decay")) or 0.0
             for flag in ("amsgrad", "maximize", "decoupled_weight_decay"):
                 group[flag] = saved.get(flag) is True
@@ -67,7 +76,7 @@ class Rebuilt:
         self.optimizer.state = states  # type: ignore[assignment]
 
     def _state(self, saved: Mapping[Any, Any], group: Mapping[str, Any]) -> dict[str, Any]:
-        own = {str(key): value for key, value in saved.items()}
+        own = {plain(key): value for key, value in saved.items()}
         for name, value in own.items():
             if isinstance(value, Tensor):
                 self._check_tensor(name, value)
@@ -125,7 +134,9 @@ def _has_settings(group: Mapping[str, Any]) -> bool:
 def _number(value: object) -> float | None:
     if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex() and not value.is_meta:
         return float(value)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if not isinstance(value, int | float) or isinstance(value, bool) or abs(value) > sys.float_info.max:
+        return None
+    return float(value)
 
 
 def _placeholder(state: Mapping[str, Any]) -> Tensor:

@@ -6,6 +6,7 @@ Only files are read. The task is not imported: to look at a run must not run any
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,9 @@ from adamtune.diagnosis.finding import Observed
 from adamtune.errors import RunDirError
 from adamtune.recipe import Kind, Recipe, load_recipe
 from adamtune.run_tables import final_rows, recommended_trials
+
+_LONGEST = 10**8
+"""Steps of a trial; a number of them stands in memory for each."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,11 @@ def read_run(run: Path) -> ObservedRun:
     read; `RecipeError` for its recipe.
     """
     result = rundir.read_result(run)
-    recipe = load_recipe(run / rundir.RECIPE)
+    recipe = load_recipe(rundir.run_file(run, rundir.RECIPE))
     try:
         horizon = int(result["horizon"])
+        if horizon > _LONGEST:
+            raise ValueError(f"{horizon} steps are too many to look at one by one")
         trials = recommended_trials(final_rows(run, rundir.TRIALS))
         curves, probe = final_rows(run, rundir.CURVES), final_rows(run, rundir.PROBE)
         seeds = {
@@ -61,6 +67,8 @@ def _observed(recipe: Recipe, horizon: int, curves: pd.DataFrame, probe: pd.Data
     validation = []
     for row in curves.to_dict("records"):
         step = int(row["step"])
+        if step > horizon:
+            raise ValueError(f"{rundir.CURVES} has a step {step} beyond the horizon of {horizon}")
         train_losses += [float(row["train_loss"])] * (step - len(train_losses))
         if math.isfinite(loss := float(row.get("loss", math.nan))):
             validation.append((step, loss))
@@ -77,8 +85,12 @@ def _observed(recipe: Recipe, horizon: int, curves: pd.DataFrame, probe: pd.Data
 def _records(probe: pd.DataFrame) -> tuple[tuple[int, Mapping[str, float]], ...]:
     records: dict[int, dict[str, float]] = {}
     for row in probe.to_dict("records"):
-        percentile = row["percentile"]
-        key = f"{row['group']}/{row['statistic']}" + (f"/{percentile}" if isinstance(percentile, str) else "")
+        names = [str(row["group"]), str(row["statistic"])]
+        if isinstance(percentile := row["percentile"], str):
+            names.append(percentile)
+        if any("/" in name for name in names) or not re.fullmatch(r"p\d+", names[2] if names[2:] else "p50"):
+            raise ValueError(f"{rundir.PROBE} has a statistic that no probe records: {' '.join(names)[:100]}")
+        key = "/".join(names)
         records.setdefault(int(row["step"]), {})[key] = float(row["value"])
     return tuple(records.items())
 

@@ -7,14 +7,15 @@ import stat
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
+from adamtune.diagnosis.pickle_scan import Refused, scan_pickle
 from adamtune.errors import CheckpointError
 
-LARGEST_PICKLE = 256 * 2**20
-"""Bytes of the pickle beside the tensors: a hundred or two a tensor, so a million tensors fit."""
+LARGEST_PICKLE = 64 * 2**20
+"""Bytes of the pickle beside the tensors: a hundred or two a tensor, so a quarter of a million tensors fit."""
 
 _ZIP = b"PK\x03\x04"
 _LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
@@ -39,6 +40,8 @@ def read_saved(path: Path) -> Any:
         _check_zip(path)
         return _load(path, mapped=True)
     if head.startswith(_LEGACY):
+        with path.open("rb") as file:
+            _scan(path, file, pickles=4)  # magic number, version, the machine's sizes; then what was saved
         return _load(path, mapped=False)
     raise CheckpointError(f"{path} {_what_it_is(path, head)}; adamtune diagnose reads what torch.save wrote")
 
@@ -71,14 +74,25 @@ def _check_zip(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
+            _check_entries(path, entries)
+            (pickled,) = (entry for entry in entries if entry.filename.rpartition("/")[2] == "data.pkl")
+            with archive.open(pickled) as file:
+                _scan(path, file)
+    except CheckpointError:
+        raise
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as problem:
         raise CheckpointError(f"{path} is damaged or was cut short; copy or save it again") from problem
+
+
+def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
     names = [entry.filename.rpartition("/")[2] for entry in entries]
     if "constants.pkl" in names:
         raise CheckpointError(f"{path} is a TorchScript model, which holds no optimizer's state")
     pickles = [entry for entry, name in zip(entries, names, strict=True) if name == "data.pkl"]
     if len(pickles) != 1:
         raise CheckpointError(f"{path} is a zip file, but not one that torch.save wrote")
+    if any(entry.filename.startswith("/") or ".." in entry.filename.split("/") for entry in entries):
+        raise CheckpointError(f"{path} has entries that lead out of it, as torch.save writes none; save it again")
     compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
     size = sum(entry.file_size for entry in entries)
     if compressed or size > path.stat().st_size or pickles[0].file_size > LARGEST_PICKLE:
@@ -86,6 +100,19 @@ def _check_zip(path: Path) -> None:
             f"{path} would grow when unpacked, as nothing that torch.save writes does, and might fill the memory; save "
             "it again with torch.save"
         )
+
+
+def _scan(path: Path, file: IO[bytes], pickles: int = 1) -> None:
+    try:
+        for _ in range(pickles):
+            scan_pickle(file)
+    except Refused as why:
+        raise CheckpointError(
+            f"{path} was pickled in a way that might fill the memory or never end when it is opened ({why}), so it was "
+            f"not opened; {_ALONE}"
+        ) from None
+    except Exception:  # damaged, or of opcodes that nobody knows: torch.load says the same
+        raise CheckpointError(f"{path} is damaged or was cut short; copy or save it again") from None
 
 
 def _load(path: Path, mapped: bool) -> Any:

@@ -5,16 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from optuna.storages import BaseStorage
 
+from adamtune import rundir
 from adamtune.engines.batch import Engine as Engine
 from adamtune.engines.batch import TrialBatch as TrialBatch
 from adamtune.engines.finished import FinishedTrials as FinishedTrials
+from adamtune.engines.local_workers import LocalWorkers, worker_count
 from adamtune.engines.population import MEMORY as MEMORY
 from adamtune.engines.population import PopulationEngine
+from adamtune.engines.ray_workplace import RayWorkplace
 from adamtune.engines.resumable import ResumableBatch as ResumableBatch
 from adamtune.engines.resumable import ResumableEngine as ResumableEngine
 from adamtune.engines.sequential import SequentialEngine
+from adamtune.engines.spread import SpreadEngine
+from adamtune.engines.work_queue import WorkQueue
 from adamtune.errors import InputError
+from adamtune.rundir import RunDir
+from adamtune.spec import Spec
 from adamtune.task import Task
 
 ENGINES = ("auto", "sequential", "population")
@@ -45,16 +53,54 @@ def make_engine(
     on_steps: Callable[[int], None] = lambda steps: None,
     on_note: Callable[[str], None] = lambda note: None,
     memory: float = MEMORY,
+    processes: int | None = None,
+    timeout: float | None = None,
 ) -> Engine:
-    """The engine a spec names; `auto` is whatever trains the task fastest here.
+    """The engine a spec names that trains on this machine; `auto` is whatever trains the task fastest here.
 
     `on_steps` hears of steps trained, `on_note` one line on how trials are trained. `memory` is the share of the free
-    memory that trials trained side by side may take. Raises `InputError` for an engine or a share there is not.
+    memory that trials trained side by side may take; `processes`, how many train, one a core by default;
+    `timeout`, the seconds that a trial may take to its next rung. Raises `InputError` for an engine or a share there is
+    not.
     """
     if not 0 < memory <= 1:
         raise InputError(f"memory must be a share of the free memory, above 0 and at most 1, not {memory:g}")
     if name not in ENGINES:
         raise InputError(f"there is no engine '{name}'; the engines are: {', '.join(ENGINES)}")
     if name == "sequential":
-        return SequentialEngine(task, device, on_steps)
-    return PopulationEngine(task, device, on_steps, on_note, always=name == "population", memory=memory)
+        return SequentialEngine(task, device, on_steps, timeout)
+    always = name == "population"
+    return PopulationEngine(
+        task, device, on_steps, on_note, always=always, memory=memory, processes=processes, timeout=timeout
+    )
+
+
+def make_workers(
+    spec: Spec,
+    task: Task,
+    device: torch.device,
+    storage: BaseStorage,
+    url: str,
+    run: RunDir,
+    on_steps: Callable[[int], None],
+    on_note: Callable[[str], None],
+) -> SpreadEngine:
+    """The engine of `engine: workers`: jobs in the `storage` at `url`, for the workers that this machine starts and any
+    that are started elsewhere.
+    """
+    count = worker_count(spec.workers, device)
+    name = run.path.name
+    local = LocalWorkers(count, url, name, spec.task.ref, device, run.file(rundir.WORKERS_LOG)) if count else None
+    told = {"ref": spec.task.ref, "args": spec.task.args, "name": task.name}
+    if count == 0:
+        on_note(f"workers train: adamtune worker --storage URL --study {name} starts one")
+    queue = WorkQueue(storage, name, told, local)
+    return SpreadEngine("workers", queue, on_steps, on_note, spec.trial_timeout)
+
+
+def make_ray(
+    spec: Spec, device: torch.device, on_steps: Callable[[int], None], on_note: Callable[[str], None]
+) -> SpreadEngine:
+    """The engine of `engine: ray`. Raises `InputError` where there is no Ray."""
+    place = RayWorkplace(spec.task.ref, spec.task.args, device, spec.ray.address, spec.workers)
+    return SpreadEngine("ray", place, on_steps, on_note, spec.trial_timeout)

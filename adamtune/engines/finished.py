@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import json
-import os
 import time
 import zlib
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from adamtune.history import Outcome, RungReport, TrialRequest, TrialResult
-from adamtune.rundir import mend_tail
+from adamtune.engines.plain import result_data, result_of
+from adamtune.history import TrialRequest, TrialResult
+from adamtune.rundir import append, read_lines
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class Place:
 class FinishedTrials:
     """The ended trials of a sweep by their place. One line of JSON each, put on the disk when `add` returns.
 
-    A line that a crash or a full disk has cut short, which can only be the last, is dropped.
+    From a line on that a crash or a full disk has left damaged, they are dropped.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -41,11 +39,11 @@ class FinishedTrials:
         self.seconds_before = 0.0
         """What earlier sittings of the sweep took, up to the last trial that ended."""
         if path is not None and path.exists():
-            mend_tail(path)
-            for line in path.read_text(encoding="utf-8").splitlines():
-                data = json.loads(line)
-                self._lines[Place(data["key"], data["time"])] = data
-                self.seconds_before = data["elapsed"]
+            for data in read_lines(path):
+                with suppress(KeyError, TypeError, ValueError):  # of another version, or nobody's: not known
+                    place, elapsed = Place(str(data["key"]), int(data["time"])), float(data["elapsed"])
+                    self._lines[place] = data
+                    self.seconds_before = max(elapsed, self.seconds_before)
         self._began = time.monotonic() - self.seconds_before
 
     def __len__(self) -> int:
@@ -60,49 +58,17 @@ class FinishedTrials:
         return Place(key, self._asked[key])
 
     def pop(self, place: Place, request: TrialRequest) -> TrialResult | None:
-        """The trial that ended at this place in an earlier sitting; None where there is none."""
+        """The trial that ended at this place in an earlier sitting; None where there is none that can be read."""
         data = self._lines.pop(place, None)
-        return None if data is None else _result(data, request)
+        try:
+            return None if data is None else result_of(data, request)
+        except (KeyError, TypeError, ValueError, zlib.error):
+            return None
 
     def add(self, ended: Sequence[tuple[Place, TrialResult]]) -> None:
-        """Keep trials that have ended. Raises `OSError` where the disk is full."""
+        """Keep trials that have ended: all of them, or none. Raises `UnwritableError` where the disk is full."""
         if self._path is None or not ended:
             return
         elapsed = time.monotonic() - self._began
-        lines = [json.dumps(_data(place, result) | {"elapsed": elapsed}) + "\n" for place, result in ended]
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write("".join(lines))
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def _data(place: Place, result: TrialResult) -> dict[str, Any]:
-    rungs = [
-        {"step": rung.step, "losses": _packed(rung.train_losses), "values": rung.values, "probe": rung.probe}
-        for rung in result.rungs
-    ]
-    return {
-        "key": place.key,
-        "time": place.time,
-        "outcome": str(result.outcome),
-        "steps": result.steps,
-        "seconds": result.seconds,
-        "message": result.message,
-        "rungs": rungs,
-    }
-
-
-def _result(data: dict[str, Any], request: TrialRequest) -> TrialResult:
-    rungs = tuple(
-        RungReport(rung["step"], _unpacked(rung["losses"]), rung["values"], rung["probe"]) for rung in data["rungs"]
-    )
-    return TrialResult(request, Outcome(data["outcome"]), data["steps"], rungs, data["seconds"], data["message"])
-
-
-def _packed(losses: Sequence[float]) -> str:
-    """To the bit, in a third of the room that decimals take."""
-    return base64.b64encode(zlib.compress(np.asarray(losses, dtype="<f8").tobytes())).decode("ascii")
-
-
-def _unpacked(text: str) -> tuple[float, ...]:
-    return tuple(np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype="<f8").tolist())
+        told = [asdict(place) | result_data(result) | {"elapsed": elapsed} for place, result in ended]
+        append(self._path, "".join(json.dumps(data) + "\n" for data in told))

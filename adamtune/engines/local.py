@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 
 from adamtune.engines.sequential import SequentialBatch, cpu_threads
+from adamtune.engines.time_limit import TimeIsUp, time_limit, too_long
 from adamtune.history import RungReport, TrialRequest, TrialResult
 from adamtune.population import NotVectorisable, Population
 from adamtune.task import Task
@@ -28,20 +30,24 @@ class LocalBatch:
         noisy: bool,
         on_steps: Callable[[int], None],
         on_note: Callable[[str], None],
+        timeout: float | None = None,
     ) -> None:
-        """Stacks of at most `width` members; one by one where that is 1. `noisy`: the loss draws random numbers."""
+        """Stacks of at most `width` members; one by one where that is 1. `noisy`: the loss draws random numbers.
+        `timeout`: seconds that a trial may take to its next rung.
+        """
+        self._timeout = timeout
         self._task, self._device, self._on_steps, self._on_note = task, device, on_steps, on_note
         self._requests = list(requests)
         self._rungs: list[tuple[int, bool]] = []
         self._active: list[Part] = []
         self._home: dict[int, tuple[Part, int]] = {}
         if width < 2:
-            self._adopt(SequentialBatch(self._trials(range(len(requests))), on_steps), range(len(requests)))
+            self._adopt(self._one_by_one(range(len(requests))), range(len(requests)))
             return
         for places in _alike(requests):
             first, own = requests[0].recipe, requests[places[0]].recipe
             if (own.precision, own.accumulate) != (first.precision, first.accumulate):  # whose kind alone was checked
-                self._adopt(SequentialBatch(self._trials(places), on_steps), places)
+                self._adopt(self._one_by_one(places), places)
                 continue
             try:
                 with cpu_threads():
@@ -50,7 +56,7 @@ class LocalBatch:
                     )
             except NotVectorisable as reason:
                 on_note(f"trials train one by one: {reason}")
-                self._adopt(SequentialBatch(self._trials(places), on_steps), places)
+                self._adopt(self._one_by_one(places), places)
 
     def advance(self, to_step: int, evaluate: bool = True) -> list[RungReport | None]:
         """See `TrialBatch.advance`."""
@@ -59,10 +65,12 @@ class LocalBatch:
             running = [place for place, (home, index) in self._home.items() if home is part and part.runs(index)]
             why = ""
             try:
-                with cpu_threads():
+                with cpu_threads(), self._stack_limit(part, len(running)):
                     found = part.advance(to_step, evaluate)
             except NotVectorisable as reason:
                 why = str(reason)
+            except TimeIsUp:
+                why = too_long(self._timeout)
             if why:
                 self._on_note(f"trials start again one by one: {why}")
                 part = self._again(part, running)
@@ -84,8 +92,14 @@ class LocalBatch:
         found = {id(part): part.results() for part, _ in self._home.values()}
         return [found[id(part)][place] for part, place in (self._home[index] for index in range(len(self._requests)))]
 
-    def _trials(self, places: Iterable[int]) -> list[Trial]:
-        return [Trial(self._task, self._requests[place], self._device) for place in places]
+    def _stack_limit(self, part: Part, members: int) -> AbstractContextManager[None]:
+        """A stack may take what its members may take one by one; these have a limit of their own."""
+        several = self._timeout is not None and isinstance(part, Population)
+        return time_limit(self._timeout * members if several and self._timeout else None)
+
+    def _one_by_one(self, places: Iterable[int]) -> SequentialBatch:
+        trials = [Trial(self._task, self._requests[place], self._device) for place in places]
+        return SequentialBatch(trials, self._on_steps, self._timeout)
 
     def _adopt(self, part: Part, places: Iterable[int]) -> None:
         self._active.append(part)
@@ -96,7 +110,7 @@ class LocalBatch:
         self._active.remove(part)
         if isinstance(part, Population):
             part.close()  # it stays for the records of its other trials only
-        again = SequentialBatch(self._trials(running), self._on_steps)
+        again = self._one_by_one(running)
         self._adopt(again, running)
         for rung, evaluate in self._rungs:
             again.advance(rung, evaluate)

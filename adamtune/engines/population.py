@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,16 +42,18 @@ class PopulationEngine:
         always: bool = False,
         memory: float = MEMORY,
         processes: int | None = None,
+        timeout: float | None = None,
     ) -> None:
         """Train `task` on `device`. `always`: in stacks also where that does not pay, or is not worth measuring.
 
         `memory` is the share of the free memory that may be taken. `processes` is by default one a core.
+        `timeout`: seconds that a trial may take to its next rung.
         """
+        self._timeout = timeout
         self._task, self._device, self._on_steps, self._on_note = task, device, on_steps, on_note
         self._always, self._memory = always, memory
         self._processes = processes or process_count(device)
         self._workers: Workers | None = None
-        self._crews: weakref.WeakSet[Workers] = weakref.WeakSet()
         self._alone: float | None = None
         self._times: dict[tuple[str, int], StepTimes] = {}
 
@@ -72,7 +73,7 @@ class PopulationEngine:
             width = 1
         if len(shares) < 2:
             return self._local(requests, width, times.noisy)
-        return self._crew().open(shares, requests, width, times.noisy, self._on_steps, self._on_note)
+        return self._crew().open(shares, requests, width, times.noisy, self._on_steps, self._on_note, self._timeout)
 
     def facts(self) -> dict[str, Any]:
         """See `Engine.facts`."""
@@ -96,18 +97,18 @@ class PopulationEngine:
 
     def close(self) -> None:
         """See `Engine.close`: the worker processes. They also end with this one."""
-        for crew in list(self._crews):
-            crew.close()
+        if self._workers is not None:
+            self._workers.close()
         self._workers = None
 
     def _crew(self) -> Workers:
-        if self._workers is None or not self._workers.complete():  # the others' batches may be read until `close`
+        if self._workers is None:
             self._workers = Workers(self._task, self._device, self._processes)
-            self._crews.add(self._workers)
         return self._workers
 
     def _local(self, requests: Sequence[TrialRequest], width: int, noisy: bool) -> LocalBatch:
-        return LocalBatch(self._task, requests, self._device, width, noisy, self._on_steps, self._on_note)
+        on_steps, on_note = self._on_steps, self._on_note
+        return LocalBatch(self._task, requests, self._device, width, noisy, on_steps, on_note, self._timeout)
 
     def _seconds(self, requests: Sequence[TrialRequest]) -> float:
         """What the batch takes one by one, about; inf where its first step raises."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from adamtune.engines.time_limit import TimeIsUp, time_limit, too_long
 from adamtune.task import Task
 from adamtune.trial import RungReport, Trial, TrialRequest, TrialResult
 
@@ -33,11 +34,11 @@ def cpu_threads() -> Iterator[None]:
 class SequentialBatch:
     """Trials taken to each rung in turn."""
 
-    def __init__(self, trials: Sequence[Trial], on_steps: Callable[[int], None]) -> None:
-        """Hold `trials`, none of which has started."""
+    def __init__(self, trials: Sequence[Trial], on_steps: Callable[[int], None], timeout: float | None = None) -> None:
+        """Hold `trials`, none of which has started. `timeout`: seconds that one may take to its next rung."""
         self._trials: list[Trial | None] = list(trials)
         self._results: list[TrialResult | None] = [None] * len(trials)
-        self._on_steps = on_steps
+        self._on_steps, self._timeout = on_steps, timeout
 
     def advance(self, to_step: int, evaluate: bool = True) -> list[RungReport | None]:
         """See `TrialBatch.advance`."""
@@ -48,8 +49,11 @@ class SequentialBatch:
                 continue
             before = trial.step
             try:
-                with cpu_threads():
+                with cpu_threads(), time_limit(self._timeout):
                     reports.append(trial.advance(to_step, evaluate))
+            except TimeIsUp:
+                trial.fail(too_long(self._timeout))
+                reports.append(None)
             finally:
                 self._on_steps(trial.step - before)
             if trial.outcome is not None:
@@ -85,13 +89,22 @@ class SequentialEngine:
 
     name = "sequential"
 
-    def __init__(self, task: Task, device: torch.device, on_steps: Callable[[int], None] = lambda steps: None) -> None:
-        """Train `task` on `device`; `on_steps(n)` is told of every n steps trained."""
-        self._task, self._device, self._on_steps = task, device, on_steps
+    def __init__(
+        self,
+        task: Task,
+        device: torch.device,
+        on_steps: Callable[[int], None] = lambda steps: None,
+        timeout: float | None = None,
+    ) -> None:
+        """Train `task` on `device`; `on_steps(n)` is told of every n steps trained. `timeout`: seconds that a trial may
+        take to its next rung.
+        """
+        self._task, self._device, self._on_steps, self._timeout = task, device, on_steps, timeout
 
     def open(self, requests: Sequence[TrialRequest]) -> SequentialBatch:
         """See `Engine.open`."""
-        return SequentialBatch([Trial(self._task, request, self._device) for request in requests], self._on_steps)
+        trials = [Trial(self._task, request, self._device) for request in requests]
+        return SequentialBatch(trials, self._on_steps, self._timeout)
 
     def facts(self) -> dict[str, Any]:
         """See `Engine.facts`."""

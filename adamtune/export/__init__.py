@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,11 +26,11 @@ from adamtune.export.format import Context, Format, Settings, Unsaid
 from adamtune.export.into import FileEdit, edit_file
 from adamtune.export.text import text_of
 from adamtune.recipe import Recipe, load_recipe
-from adamtune.rundir import RECIPE, read_result, write_atomically
+from adamtune.rundir import RECIPE, read_result, run_file, write_atomically
 from adamtune.yaml_text import nearest
 
 __all__ = [
-    "FORMATS", "Context", "Export", "Format", "Settings", "Unsaid", "check_target", "export_into",
+    "FORMATS", "Context", "Export", "Format", "Settings", "Unsaid", "check_target", "companion_path", "export_into",
     "export_recipe", "recipe_of", "write_export",
 ]  # fmt: skip
 
@@ -58,10 +60,14 @@ def recipe_of(source: Path) -> Recipe:
 
     Raises `RunDirError` for a run without one, `RecipeError` for a file that is none.
     """
-    if source.is_dir():
+    try:
+        folder = source.is_dir()
+    except (OSError, ValueError):  # too long a name, or a NUL in it: no file either, as is said below
+        folder = False
+    if folder:
         if not (source / RECIPE).exists():
             read_result(source)  # says whether it is no run, or an unfinished one
-        return load_recipe(source / RECIPE)
+        return load_recipe(run_file(source, RECIPE))
     return load_recipe(source)
 
 
@@ -79,7 +85,8 @@ def export_recipe(recipe: Recipe, format: str, context: Context | None = None) -
     if chosen.whole:
         return Export(chosen.whole(recipe))
     settings = chosen.settings(recipe, context)
-    return Export(text_of(chosen, settings, recipe), settings.unsaid, _companion(chosen, settings, recipe, context))
+    text = text_of(chosen, settings, recipe, context.total_steps)
+    return Export(text, settings.unsaid, _companion(chosen, settings, recipe, context))
 
 
 def export_into(recipe: Recipe, format: str, path: Path, context: Context | None = None) -> Export:
@@ -111,17 +118,32 @@ def _companion(chosen: Format, settings: Settings, recipe: Recipe, context: Cont
     return chosen.companion(recipe, context) if chosen.companion and settings.unsaid else None
 
 
+def companion_path(target: Path) -> Path:
+    """Where the companion of an export goes: beside it, under a name that Python can import."""
+    name = re.sub(r"\W", "_", target.stem)
+    return target.with_name(f"{'_' if name[:1].isdigit() else ''}{name}_optimizer.py")
+
+
 def check_target(target: Path, force: bool) -> None:
-    """`ExportError` when the file exists and `force` is not given, or the folder does not."""
-    if target.is_dir():
-        raise ExportError(f"{target} is a folder; name the file to write with --to")
-    if target.exists() and not force:
-        raise ExportError(f"{target} exists; name another file, or replace it with --force")
-    if not target.parent.is_dir():
-        raise ExportError(f"there is no folder {target.parent} to write {target.name} in")
+    """`ExportError` when the file exists and `force` is not given, or no file can be put there."""
+    try:
+        if "\0" in str(target):
+            raise ValueError
+        if target.is_dir():
+            raise ExportError(f"{target} is a folder; name the file to write with --to")
+        if target.exists() and not target.is_file():
+            raise ExportError(f"{target} is no plain file; name another, or leave --to out to print")
+        if target.exists() and not force:
+            raise ExportError(f"{target} exists; name another file, or replace it with --force")
+        if not target.parent.is_dir():
+            raise ExportError(f"there is no folder {target.parent} to write {target.name} in")
+        if not os.access(target.parent, os.W_OK):
+            raise ExportError(f"the folder {target.parent} is read-only; name one to write {target.name} in")
+    except (OSError, ValueError) as problem:  # too long, or with a NUL in it
+        raise ExportError(f"no file can have the name {str(target)[:60]!r}...; name another with --to") from problem
 
 
 def write_export(target: Path, text: str, force: bool) -> None:
-    """Write an export; raises as `check_target`."""
+    """Write an export, through a link where the target is one; raises as `check_target`."""
     check_target(target, force)
-    write_atomically(target, text)
+    write_atomically(Path(os.path.realpath(target)) if target.is_symlink() else target, text)

@@ -13,8 +13,14 @@ from typing import Any
 from adamtune.export import told, unsayable
 from adamtune.export.companion import companion
 from adamtune.export.format import Context, Format, Settings, Unsaid
-from adamtune.recipe import GroupRule, Recipe, WarmupSteps
+from adamtune.recipe import GroupRule, Recipe, Schedule, WarmupSteps
 from adamtune.schedule import warmup_steps
+
+_OTHERS = (
+    "optim_args", "embedding_lr", "embedding_lr_scale", "lr_groups", "loraplus_lr_ratio", "lr_scheduler_kwargs",
+    "cosine_min_lr_ratio", "cosine_constant_lr_ratio", "lr_quadratic_warmup", "warmup_steps", "warmup_ratio",
+)  # fmt: skip
+"""What else moves lr there."""
 
 
 def _settings(recipe: Recipe, context: Context) -> Settings:
@@ -36,7 +42,7 @@ def _settings(recipe: Recipe, context: Context) -> Settings:
         "bf16": recipe.precision == "bf16",
         "fp16": recipe.precision == "fp16",
     }
-    return Settings(values, tuple(_unsaid(recipe, context)))
+    return Settings(values, tuple(_unsaid(recipe, context)), {key: None for key in _OTHERS if key not in values})
 
 
 def _groups(recipe: Recipe) -> dict[str, Any]:
@@ -79,22 +85,27 @@ def _schedule(recipe: Recipe, context: Context) -> dict[str, Any]:
         said = {"lr_scheduler": "cosine", "cosine_min_lr_ratio": schedule.floor}  # axolotl's own word for it
     elif kwargs:
         said["lr_scheduler_kwargs"] = kwargs
-    if context.total_steps is not None:
-        return said | {"warmup_steps": warmup_steps(schedule, context.total_steps), "max_steps": context.total_steps}
+    return said | _warmup(schedule, context.total_steps)
+
+
+def _warmup(schedule: Schedule, total: int | None) -> dict[str, Any]:
+    """As a fraction where that comes to the same number of steps, so that it holds for other lengths of run too."""
     if isinstance(schedule.warmup, WarmupSteps):
-        return said | {"warmup_steps": schedule.warmup.steps}
-    return said | {"warmup_ratio": schedule.warmup}
+        return {"warmup_steps": schedule.warmup.steps if total is None else warmup_steps(schedule, total)}
+    if total is None or int(schedule.warmup * total) == warmup_steps(schedule, total):  # as core/builders/base.py
+        return {"warmup_ratio": schedule.warmup}
+    return {"warmup_steps": warmup_steps(schedule, total)}
 
 
 def _unsaid(recipe: Recipe, context: Context) -> Iterator[Unsaid]:
     yield from unsayable.plain_adam(recipe, "transformers")
     yield from _unsaid_groups(recipe)
     yield from unsayable.step_decay(recipe, "axolotl")
-    written = _schedule(recipe, context)
-    if written.get("warmup_steps") == 1:
-        yield Unsaid("warmup", "axolotl makes 2 updates of 1")
-    if written.get("warmup_ratio"):
+    total, warmup = context.total_steps, recipe.schedule.warmup
+    if total is None and not isinstance(warmup, WarmupSteps) and warmup:
         yield Unsaid("warmup", "as a fraction axolotl rounds it down, we to the nearest; exact with --total-steps")
+    elif (warmup.steps if isinstance(warmup, WarmupSteps) else warmup_steps(recipe.schedule, total or 0)) == 1:
+        yield Unsaid("warmup", "axolotl makes 2 updates of 1")
     if recipe.precision != "fp32":
         yield Unsaid("precision", f"axolotl loads the weights themselves in {recipe.precision}; ours stay fp32")
     yield from unsayable.switch(recipe, "axolotl")
@@ -107,10 +118,10 @@ def _unsaid_groups(recipe: Recipe) -> Iterator[Unsaid]:
         if key != ["lr_mult"]:
             yield unsaid
         elif embedding and group == embedding.name:
-            if recipe.groups.index(embedding) > 0 or "head" not in (embedding.match.kind or ()):
-                yield Unsaid(
-                    unsaid.knob, "embedding_lr_scale moves embed_tokens and lm_head together, before all rules"
-                )
+            why = "embedding_lr_scale moves embed_tokens and lm_head together, before all rules"
+            if recipe.groups.index(embedding) == 0 and "head" in (embedding.match.kind or ()):
+                why = "embedding_lr_scale moves a bias of lm_head too, where there is one"
+            yield Unsaid(unsaid.knob, why)
         elif any(group == rule.name for rule in named):
             yield Unsaid(unsaid.knob, "lr_groups leave biases, norms, embed_tokens and lm_head as they are")
         else:

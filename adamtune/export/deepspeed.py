@@ -3,7 +3,7 @@
 Keys as `deepspeed.runtime.config` and `deepspeed.runtime.lr_schedules` (0.19) have them. The schedules are DeepSpeed's
 own: torch's, which a configuration may name too, refuse the optimizers that DeepSpeed wraps for ZeRO, bf16 and fp16.
 Those count one update late: the first two updates both run at the start of the warmup. `_scheduler` makes up for it
-where it can, so that after the warmup lr is ours at every update.
+where it can, so that after a warmup of three steps or more lr is ours at every update.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def settings(recipe: Recipe, context: Context) -> Settings:
     scheduler, of_schedule = _scheduler(recipe, context)
     values = {
         "optimizer": _optimizer(recipe),
-        **({"scheduler": scheduler} if scheduler else {}),
+        "scheduler": scheduler,
         "gradient_clipping": recipe.clip_norm or 0.0,  # 0 does not clip
         "gradient_accumulation_steps": recipe.accumulate,
         # Its bf16 and fp16 sections would turn the weights too; this is autocast, read from DeepSpeed 0.17.2 on.
@@ -57,22 +57,26 @@ def _optimizer(recipe: Recipe) -> dict[str, Any]:
     return {"type": "AdamW", "params": params}
 
 
-def _scheduler(recipe: Recipe, context: Context) -> tuple[dict[str, Any] | None, list[Unsaid]]:
+def _scheduler(recipe: Recipe, context: Context) -> tuple[dict[str, Any], list[Unsaid]]:
     schedule = recipe.schedule
     unsaid = list(unsayable.step_decay(recipe, "DeepSpeed"))
     if schedule.kind in ("constant", "step"):
         steps = _warmup_only(recipe, context)
-        if steps == 0:
-            return None, unsaid
+        if steps == 0:  # a schedule all the same: accelerate's DummyScheduler asks for one, and it replaces another
+            held = {"warmup_min_lr": recipe.lr, "warmup_max_lr": recipe.lr, "warmup_num_steps": 1}
+            return {"type": "WarmupLR", "params": held | _LINEAR}, unsaid
         # From its second update on this is k / steps at update k.
         rise = {"warmup_min_lr": recipe.lr / steps, "warmup_max_lr": recipe.lr, "warmup_num_steps": max(1, steps - 1)}
-        unsaid.append(Unsaid("warmup", _warmup_why(steps, f"its first update runs at lr / {steps}, not at zero")))
+        why = f"its first update runs at lr / {steps}, not at zero; from update 1 on lr is ours"
+        unsaid.append(Unsaid("warmup", why if steps > 2 else _TOO_SHORT))
         return {"type": "WarmupLR", "params": rise | _LINEAR}, unsaid
     total = context.needs_total_steps("deepspeed", f"a {schedule.kind} schedule")
     steps = warmup_steps(schedule, total)
     if schedule.kind == "cosine":
-        late = f"its warmup runs one update late, up to lr / {max(1, steps)} lower"
-        unsaid.append(Unsaid("warmup", _warmup_why(steps, late)))
+        why = (
+            f"its warmup runs one update late, up to lr / {max(1, steps)} lower; from update {steps + 1} on lr is ours"
+        )
+        unsaid.append(Unsaid("warmup", why if steps > 1 else _TOO_SHORT_TO_DECAY))
         params = {"warmup_min_ratio": 0.0 if steps else 1.0, "warmup_num_steps": max(1, steps)}
         return {
             "type": "WarmupCosineLR",
@@ -81,12 +85,15 @@ def _scheduler(recipe: Recipe, context: Context) -> tuple[dict[str, Any] | None,
     late = f"its warmup runs up to lr / {max(1, steps)} lower"
     if schedule.floor:  # the decay ends where the warmup starts
         late = f"its warmup starts where the decay ends, at {schedule.floor:g} of lr"
-    unsaid.append(Unsaid("warmup", _warmup_why(steps, late)))
+    why = f"{late}; from update {steps} on lr is ours"
+    unsaid.append(Unsaid("warmup", why if steps > 2 else _TOO_SHORT_TO_DECAY))
     rise = {"warmup_min_lr": schedule.floor * recipe.lr, "warmup_max_lr": recipe.lr}
     params = {"total_num_steps": max(1, total - 1)} | rise | {"warmup_num_steps": max(1, steps - 1)}
     return {"type": "WarmupDecayLR", "params": params | _LINEAR}, unsaid
 
 
+_TOO_SHORT = "DeepSpeed's schedules begin below lr and take up to three updates to reach it"
+_TOO_SHORT_TO_DECAY = f"{_TOO_SHORT}, and then decay up to three updates late"
 _LINEAR = {"warmup_type": "linear"}  # DeepSpeed's default is logarithmic
 
 
@@ -98,12 +105,6 @@ def _warmup_only(recipe: Recipe, context: Context) -> int:
     if isinstance(warmup, WarmupSteps) and context.total_steps is None:
         return warmup.steps
     return warmup_steps(recipe.schedule, context.needs_total_steps("deepspeed", "the warmup"))
-
-
-def _warmup_why(steps: int, otherwise: str) -> str:
-    if steps < 3:
-        return "DeepSpeed's schedules begin below lr and take two updates or more to reach it"
-    return f"{otherwise}; after it lr is ours"
 
 
 _INITIALIZE = '''def initialize(

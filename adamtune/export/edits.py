@@ -22,7 +22,7 @@ from adamtune.export.places import Alias, Document, Syntax, alike
 from adamtune.rundir import jsonable
 
 _COMMA = re.compile(r"(?:\s|#[^\n]*\n)*,")
-_REST_OF_LINE = re.compile(r"[ \t]*(?:[ \t]#[^\n]*)?(?=\r?\n)")
+_REST_OF_LINE = re.compile(r"[ \t]*(?:[ \t]#[^\r\n]*)?(?=\r?\n)")
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,23 @@ class EditedText:
     added: tuple[str, ...]
     replaced: tuple[str, ...]
     """Keys that held another value."""
+    left: tuple[str, ...] = ()
+    """Keys that stand beside these within the same mapping and were not concerned; at the top there may be any."""
 
 
-def edit(text: str, values: Mapping[str, Any], syntax: Syntax, source: str) -> EditedText:
-    """Set `values` in a text: mappings key by key, anything else, lists too, as a whole.
+def edit(
+    text: str, values: Mapping[str, Any], syntax: Syntax, source: str, neutral: Mapping[str, Any] | None = None
+) -> EditedText:
+    """Set `values` in a text: mappings key by key, anything else, lists too, as a whole. `neutral` only where it is.
 
     Raises `DocumentError` where the text is not valid, `ExportError` where a value has no place in it: a scalar stands
     where a mapping is needed or the reverse, or a change would also change what an alias or merge says elsewhere.
     """
-    values = jsonable(dict(values)) if syntax == "json" else _listed(values)
     document = Document.parse(text, source, syntax)
+    if neutral and isinstance(document.root, yaml.MappingNode):
+        there = document.own(document.root).keys() | document.merged(document.root).keys()
+        values = {**values, **{key: value for key, value in neutral.items() if key in there}}
+    values = jsonable(dict(values)) if syntax == "json" else _listed(values)
     editor = _Editor(document, text, syntax, source)
     if document.root is None:
         editor.append(values)
@@ -53,7 +60,7 @@ def edit(text: str, values: Mapping[str, Any], syntax: Syntax, source: str) -> E
     after = editor.spliced()
     if not says_only(document, after, values, syntax):
         raise ExportError(f"{source} is written in a way that cannot be edited safely; edit it by hand")
-    return EditedText(after, tuple(editor.added), tuple(editor.replaced))
+    return EditedText(after, tuple(editor.added), tuple(editor.replaced), tuple(editor.left))
 
 
 class _Editor:
@@ -65,6 +72,7 @@ class _Editor:
         self.splices: list[tuple[int, int, str]] = []
         self.added: list[str] = []
         self.replaced: list[str] = []
+        self.left: list[str] = []
 
     def spliced(self) -> str:
         """The text with all of them made; of those at one place the first stands first."""
@@ -84,6 +92,8 @@ class _Editor:
     def merge(self, node: yaml.MappingNode, values: Mapping[str, Any], path: str, shared: str | None) -> None:
         """Set keys of a mapping. `shared` is the anchor by which it is said elsewhere too."""
         own, merged = self.document.own(node), self.document.merged(node)
+        if path != "$":
+            self.left += [f"{path}.{key}" for key in {**own, **merged} if key not in values]
         new = {}
         for key, value in values.items():
             where = f"{path}.{key}"

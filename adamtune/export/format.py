@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from adamtune.errors import ExportError
@@ -33,6 +33,8 @@ class Settings:
 
     values: Mapping[str, Any]
     unsaid: tuple[Unsaid, ...] = ()
+    neutral: Mapping[str, Any] = field(default_factory=dict)
+    """Keys at the top that would say otherwise where a file has them already, and the value that says nothing."""
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def _settings(recipe: Recipe, context: Context) -> Settings:
         *of_warmup,
         *unsayable.switch(recipe, "the Trainer"),
     ]
-    return Settings(values, tuple(unsaid))
+    return Settings(values, tuple(unsaid), {} if "optim_args" in values else {"optim_args": None})
 
 
 def _optimizer(recipe: Recipe, context: Context) -> tuple[dict[str, Any], list[Unsaid]]:

@@ -82,6 +82,7 @@ FORMAT = Format(
     "hydra.utils.instantiate",
     "yaml",
     _settings,
-    how="instantiate(cfg.optimizer)(model.parameters()), instantiate(cfg.scheduler)(optimizer), stepped together.",
+    how="instantiate(cfg.optimizer)(model.parameters()), instantiate(cfg.scheduler)(optimizer), stepped together. "
+    "What is named transformers.* needs transformers installed.",
     companion=_companion,
 )

@@ -32,6 +32,8 @@ class FileEdit:
     """Keys that the file does not have, as paths, e.g. `$.optimizer.lr`."""
     replaced: tuple[str, ...]
     """Keys that have another value there."""
+    left: tuple[str, ...] = ()
+    """Keys beside them in a mapping that the recipe sets in part: they stay, and still count."""
 
     @property
     def diff(self) -> str:
@@ -60,15 +62,15 @@ class FileEdit:
 
 
 def edit_file(path: Path, settings: Settings, syntax: Syntax) -> FileEdit:
-    """Settings put into a YAML or JSON file: mappings key by key, all else as a whole.
+    """Settings put into a YAML or JSON file: mappings key by key, all else as a whole; `neutral` where it has the key.
 
     The file is read as its ending says (`.json`, `.yaml`, `.yml`), and as `syntax` where that says neither. Raises
     `ExportError` or `DocumentError` where there is no such file, it is no valid document, or a value has no place in it
     (`adamtune.export.edits.edit`).
     """
     before = _read(path)
-    edited = edit(before, settings.values, _ENDINGS.get(path.suffix.lower(), syntax), str(path))
-    return FileEdit(path, before, edited.text, edited.added, edited.replaced)
+    edited = edit(before, settings.values, _ENDINGS.get(path.suffix.lower(), syntax), str(path), settings.neutral)
+    return FileEdit(path, before, edited.text, edited.added, edited.replaced, edited.left)
 
 
 def _read(path: Path) -> str:

@@ -34,7 +34,7 @@ def _settings(recipe: Recipe, context: Context) -> Settings:
         ),
         *unsayable.switch(recipe, "Lightning"),
     ]
-    return Settings(values, tuple(unsaid))
+    return Settings(values, tuple(unsaid), {"lr_scheduler": None})
 
 
 _CLI = '''def configured(module: LightningModule, model: nn.Module | None = None) -> dict:

@@ -65,11 +65,12 @@ def _header(recipe: Recipe, title: str, use: str) -> str:
     switch = (
         f" After {recipe.switch.at:g} of them the optimizer goes over to SGD by itself.\n" if recipe.switch else " "
     )
+    notes = f"total_steps counts optimizer steps.{switch}{told.decay_convention(recipe)}".rstrip()
     return f'''"""{title}{measured}
 
 {use}
 
-total_steps counts optimizer steps.{switch}Weight decay follows torch: each step shrinks a weight by lr * weight_decay.
+{notes}
 """'''
 
 

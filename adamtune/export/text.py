@@ -10,10 +10,11 @@ from typing import Any
 
 from adamtune import yaml_text
 from adamtune.export.format import Format, Settings
+from adamtune.export.told import decay_convention
 from adamtune.recipe import Recipe
 
 
-def text_of(format: Format, settings: Settings, recipe: Recipe) -> str:
+def text_of(format: Format, settings: Settings, recipe: Recipe, total_steps: int | None = None) -> str:
     """A whole file. JSON has no comments, so there only the export itself tells what is unsaid."""
     match format.syntax:
         case "json":
@@ -26,7 +27,7 @@ def text_of(format: Format, settings: Settings, recipe: Recipe) -> str:
             body = "\n".join(_arguments(settings.values)) + "\n"
         case "python":
             raise AssertionError(f"{format.name} writes its own module")
-    return "".join(f"# {line}".rstrip() + "\n" for line in _header(format, settings, recipe)) + body
+    return "".join(f"# {line}".rstrip() + "\n" for line in _header(format, settings, recipe, total_steps)) + body
 
 
 def _arguments(values: Mapping[str, Any]) -> Iterator[str]:
@@ -39,7 +40,7 @@ def _arguments(values: Mapping[str, Any]) -> Iterator[str]:
             yield " ".join([f"--{key}", *(shlex.quote(str(item)) for item in listed)])
 
 
-def _header(format: Format, settings: Settings, recipe: Recipe) -> Iterator[str]:
+def _header(format: Format, settings: Settings, recipe: Recipe, total_steps: int | None) -> Iterator[str]:
     yield f"Optimizer recipe for {format.consumer}, written by adamtune."
     if format.how:
         yield from textwrap.wrap(format.how, 112)
@@ -49,6 +50,10 @@ def _header(format: Format, settings: Settings, recipe: Recipe) -> Iterator[str]
         yield (
             "Measured on {task}, {horizon} steps: {objective} {default} by default, {recommended} with this recipe."
         ).format_map(told)
+    if total_steps is not None:
+        yield f"For a run of {total_steps:,} optimizer steps."
+    if convention := decay_convention(recipe):
+        yield convention
     if settings.unsaid:
         yield f"Not said here, since {format.name} has no word for it (--companion writes the code that adds it):"
         for unsaid in settings.unsaid:

@@ -31,7 +31,10 @@ def _settings(recipe: Recipe, context: Context) -> Settings:
     if recipe.precision != "fp32":
         values["amp_dtype"] = _DTYPES[recipe.precision]
     values["grad_accum_steps"] = recipe.accumulate
-    return Settings(values, tuple(_unsaid(recipe, context)))
+    neutral = {"layer_decay": None, "lr_noise": None, "lr_k_decay": 1.0, "lr_cycle_limit": 1, "cooldown_epochs": 0}
+    if recipe.optimizer == "sgd":
+        neutral |= {"opt_betas": None, "opt_eps": None}
+    return Settings(values, tuple(_unsaid(recipe, context)), neutral)
 
 
 def _curve(recipe: Recipe) -> dict[str, Any]:
@@ -40,13 +43,13 @@ def _curve(recipe: Recipe) -> dict[str, Any]:
     decaying = curve | {"warmup_prefix": True, "min_lr": recipe.lr * schedule.floor}
     match schedule.kind:
         case "constant":
-            return {"sched": "step", "decay_rate": 1.0, **curve}
+            return {"sched": "step", "decay_rate": 1.0, **curve, "warmup_prefix": False}
         case "linear":
             return {"sched": "poly", "decay_rate": 1.0, **decaying}  # decay_rate is the polynomial's power
         case "cosine":
             return {"sched": "cosine", **decaying}
         case "step":
-            return {"sched": "multistep", "decay_rate": schedule.gamma, **curve}
+            return {"sched": "multistep", "decay_rate": schedule.gamma, **curve, "warmup_prefix": False}
 
 
 def _lengths(recipe: Recipe, context: Context) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from adamtune.export import unsayable
 from adamtune.recipe import Recipe
 from adamtune.schedule import warmup_steps
 
@@ -21,6 +22,16 @@ def torch_arguments(recipe: Recipe) -> dict[str, Any]:
     if recipe.optimizer == "sgd":
         own = {"momentum": recipe.momentum}
     return {"lr": recipe.lr} | own | {"weight_decay": recipe.weight_decay}
+
+
+def decay_convention(recipe: Recipe) -> str:
+    """How weight decay is meant, in a sentence; empty where nothing decays."""
+    if not unsayable.decays(recipe):
+        return ""
+    if recipe.optimizer != "adamw":
+        return f"Weight decay as in {torch_class(recipe)}: weight_decay times the weight is added to its gradient."
+    after = "; SGD, once it has taken over, adds it to the gradient" if recipe.switch else ""
+    return f"Weight decay as in torch.optim.AdamW: each step shrinks a weight by lr * weight_decay{after}."
 
 
 def transformers_schedule(recipe: Recipe, total_steps: int | None) -> tuple[str, dict[str, Any] | None]:

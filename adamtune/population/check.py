@@ -17,7 +17,7 @@ from adamtune.population.joined import Uneven
 from adamtune.population.stack import Stack
 from adamtune.population.state import Member, NotVectorisable, stacking
 from adamtune.randomness import RandomState, Stream, TorchState, derive_seed
-from adamtune.task import Task
+from adamtune.task import Task, has_tensor
 from adamtune.task_calls import check_loss
 from adamtune.trial import autocast
 
@@ -77,6 +77,10 @@ def _check(task: Task, requests: Sequence[TrialRequest], device: torch.device) -
             steps = feed.draw(0, 1, first.recipe.accumulate, first.horizon, noisy=True)
             if feed.failure is not None:
                 raise feed.failure
+            if not any(map(has_tensor, steps[0].batches)):
+                raise NotVectorisable(
+                    "its batches hold no tensors, so that its loss gets data by itself (a rollout, say)"
+                )
             drawn[request.seed] = steps[0]
             alone[request.seed], found = _train_alone(task, request, feed.model, drawn[request.seed], device)
             facts = facts or found

@@ -147,7 +147,7 @@ def update_of(
         product = _column([each.mu_product for each in moments], device)
         mu, mu_next = (beta1 * (1 - 0.5 * 0.96 ** (at * decay)) for at in (steps, steps + 1))
         first, gradient = mu_next / (1 - product * mu_next), (1 - mu) / (1 - product)
-    if isinstance(optimizer, RAdam | SparseAdam):
+    if isinstance(optimizer, RAdam | SparseAdam) or group.get("sparse"):  # of `adamtune.sparse`
         floor = eps / correction2.sqrt()
     if isinstance(optimizer, RAdam):
         longest = 2 / (1 - beta2) - 1

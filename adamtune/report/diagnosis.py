@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from adamtune.diagnosis import Diagnosis, Severity, Told
+from adamtune.report.console import PlainConsole
 from adamtune.report.wording import number
 
 _NAMES = {"below_eps": "share below eps", "never_updated": "share never updated", "nonfinite": "share not finite"}
@@ -19,13 +19,13 @@ _NAMES |= {"grad_norm": "gradient norm", "momentum_norm": "momentum norm"}
 
 def print_diagnosis(diagnosis: Diagnosis) -> None:
     """The answer at the end, where the eye is when the command returns; no line is wider than the terminal."""
-    out = Console(highlight=False)
-    out.print(_heading(diagnosis), markup=False)
+    out = PlainConsole()
+    out.print(_heading(diagnosis))
     if diagnosis.record:
         out.print()
         out.print(_measured(diagnosis.groups))
     for note in diagnosis.notes:
-        out.print(Text(note))
+        out.print(note)
     out.print()
     if not diagnosis.findings:
         out.print("no findings")
@@ -55,12 +55,12 @@ def _measured(groups: Mapping[str, Mapping[str, float]]) -> Table:
     for heading in (*(f"p{rank}" for rank in ranks), *(["value"] if scalars else [])):
         table.add_column(heading, justify="right", no_wrap=True)
     for group, record in groups.items():
-        shown = Text(group)
+        shown = group
         for statistic in dict.fromkeys(key.partition("/p")[0] for key in record):
             cells = [number(record[key]) if (key := f"{statistic}/p{rank}") in record else "" for rank in ranks]
             cells += [number(record[statistic]) if statistic in record else ""] if scalars else []
             table.add_row(shown, _NAMES.get(statistic, statistic), *cells)
-            shown = Text()
+            shown = ""
     return table
 
 
@@ -68,12 +68,10 @@ def _print_finding(out: Console, told: Told) -> None:
     finding = told.finding
     where = f" in {finding.group}" if finding.group else ""
     seeds = f", on {told.seeds} of {told.of} seeds" if told.of > 1 else ""
-    heading = Text(f"{finding.severity}: {finding.rule}{where}{seeds}")
-    if finding.severity is Severity.WARNING:
-        heading.stylize("bold")
-    out.print(heading)
+    heading = f"{finding.severity}: {finding.rule}{where}{seeds}"
+    out.print(heading, style="bold" if finding.severity is Severity.WARNING else None)
     told_below = [finding.told, finding.advice]
     if finding.remedy:
         told_below.append("remedy: " + ", ".join(f"{knob} = {number(value)}" for knob, value in finding.remedy.items()))
     for text in told_below:
-        out.print(Text(textwrap.fill(text, out.width, initial_indent="  ", subsequent_indent="  ")))
+        out.print(textwrap.fill(text, out.width, initial_indent="  ", subsequent_indent="  "))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -36,12 +35,12 @@ _PROBED = {
 }
 
 
-def report_html(run_dir: Path) -> str:
+def report_html(run_dir: Path, result: Result | None = None) -> str:
     """The page of a finished run. What the run did not ask or measure has no section.
 
-    Raises `RunDirError` when the run has no result.
+    `result` stands for its result.json where that is not written yet. Raises `RunDirError` when there is neither.
     """
-    result = rundir.read_result(run_dir)
+    result = rundir.read_result(run_dir) if result is None else result
     final = final_rows(run_dir, rundir.TRIALS)
     sections = [
         _answer(run_dir, result),
@@ -288,20 +287,27 @@ def _reproduce(run: Path) -> str:
     parts = ["<h2>Environment and how to reproduce</h2>"]
     command = f"adamtune sweep {shlex.quote(str(run / rundir.SPEC))} --run-dir a-new-folder"
     parts += [f"<pre>{escape(command)}</pre>", f"<h3>{rundir.SPEC}</h3>", _file(run, rundir.SPEC)]
-    path = run / rundir.ENVIRONMENT
-    if path.exists():
-        environment = json.loads(path.read_text(encoding="utf-8"))
-        packages = environment.pop("packages", {})
-        environment["packages"] = [", ".join(f"{name} {version}" for name, version in packages.items())]
-        rows = [
-            [key, " ".join(map(str, value)) if isinstance(value, list) else str(value)]
-            for key, value in environment.items()
-            if value not in (None, "")
-        ]
+    rows = [[key, _in_words(value)] for key, value in _environment(run).items() if value not in (None, "")]
+    if rows:
         parts.append(table(["environment", "value"], rows))
     return "\n".join(parts)
 
 
+def _environment(run: Path) -> dict[str, Any]:
+    """An earlier sitting wrote it, or whoever gave us the run; a report need not fail for it."""
+    try:
+        data = rundir.read_json(run, rundir.ENVIRONMENT)
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _in_words(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {each}" for name, each in value.items())
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def _file(run: Path, name: str) -> str:
-    path = run / name
-    return f"<pre>{escape(path.read_text(encoding='utf-8'))}</pre>" if path.exists() else ""
+    path = rundir.run_file(run, name)
+    return f"<pre>{escape(path.read_text(encoding='utf-8', errors='replace'))}</pre>" if path.exists() else ""

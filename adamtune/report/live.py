@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+from rich.text import Text
 
 from adamtune.plan import Plan, Progress
+from adamtune.report.console import PlainConsole
 from adamtune.report.wording import number
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ def _bar(console: Console) -> RichProgress:
 @contextmanager
 def steps_progress(quiet: bool) -> Iterator[Callable[[int], None]]:
     """A spinner that counts training steps, on a terminal; yields what to tell them to."""
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     if quiet or not console.is_terminal:
         yield lambda steps: None
         return
@@ -57,7 +59,7 @@ class SweepScreen(Progress):
 
     def __init__(self, run_dir: Path, quiet: bool) -> None:
         """`run_dir` is named at the start."""
-        self._console = Console(stderr=True, highlight=False, quiet=quiet, soft_wrap=True)
+        self._console = PlainConsole(stderr=True, quiet=quiet, soft_wrap=True)
         self._bar = _bar(self._console) if self._console.is_terminal and not quiet else None
         self._run_dir = run_dir
         self._task: Any = None
@@ -79,7 +81,7 @@ class SweepScreen(Progress):
     def on_plan(self, plan: Plan, groups: Sequence[ParamGroup]) -> None:
         """See `Progress`."""
         self._plan = plan
-        self._console.print(f"run directory: {self._run_dir}", markup=False)
+        self._console.print(f"run directory: {self._run_dir}")
         for group in groups:
             self._console.print(
                 f"param group {group.name}: {group.tensors} tensors, {group.parameters:,} parameters, "
@@ -93,7 +95,7 @@ class SweepScreen(Progress):
     def on_stage(self, name: str, question: str) -> None:
         """See `Progress`."""
         self._stage, self._stage_start = name, self._steps
-        self._console.print(f"[bold]{name}[/bold]: {question}")
+        self._console.print(Text.assemble((name, "bold"), f": {question}"))
         if self._bar:
             self._bar.update(self._task, description=name)
 
@@ -105,18 +107,18 @@ class SweepScreen(Progress):
 
     def on_note(self, note: str) -> None:
         """See `Progress`."""
-        self._console.print(f"  {note}", markup=False)
+        self._console.print(f"  {note}")
 
     def on_trial(self, record: TrialRecord) -> None:
         """See `Progress`."""
         self._trials += 1
         if not self._bar and self._trials % _PLAIN_EVERY == 0:
-            self._console.print(f"  {self._trials} trials, {self._steps:,} steps", markup=False)
+            self._console.print(f"  {self._trials} trials, {self._steps:,} steps")
 
     def on_answer(self, answer: StageAnswer) -> None:
         """See `Progress`. What a stage left unspent is taken off the bar, so that the ETA stays true."""
         change = f"{number(answer.before)} -> {number(answer.after)}, " if answer.before != answer.after else ""
-        self._console.print(f"  {answer.verdict}: {change}{answer.reason}", markup=False)
+        self._console.print(f"  {answer.verdict}: {change}{answer.reason}")
         if self._bar and self._plan:
             planned = sum(stage.steps for stage in self._plan.stages if stage.name == answer.stage)
             total = self._bar.tasks[self._task].total or 0

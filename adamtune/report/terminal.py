@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from adamtune import rundir
+from adamtune.report.console import PlainConsole
 from adamtune.report.wording import number, with_bounds, with_interval
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def _out() -> Console:
-    return Console(highlight=False, soft_wrap=True)
+    return PlainConsole(soft_wrap=True)
 
 
 def width() -> int:
@@ -86,10 +86,10 @@ def print_result(result: Mapping[str, Any], run_dir: Path) -> None:
     for finding in result.get("findings", ()):
         seeds = finding.get("seeds")
         on = f" ({seeds['raised']} of {seeds['of']} seeds)" if seeds else ""
-        out.print(f"{finding['severity']}: {finding['told']}{on} {finding['advice']}", markup=False)
+        out.print(f"{finding['severity']}: {finding['told']}{on}; {finding['advice']}")
     objective = result["objective"]["name"]
     for name in ("default", "recommended"):
-        out.print(f"{name + ':':<13}{objective} {with_interval(result[name])}", markup=False)
+        out.print(f"{name + ':':<13}{objective} {with_interval(result[name])}")
     if "time_to" in result["objective"]:
         first, second = (_steps_to(result[name]) for name in ("default", "recommended"))
         out.print(
@@ -97,9 +97,9 @@ def print_result(result: Mapping[str, Any], run_dir: Path) -> None:
         )
     default, recommended = result["default"]["mean"], result["recommended"]["mean"]
     if default and recommended:
-        out.print(f"{'ratio:':<13}{recommended / default:.3f}", markup=False)
+        out.print(f"{'ratio:':<13}{recommended / default:.3f}")
     out.print(f"{'cost:':<13}{result['steps_used']:,} training steps, {result['wall_seconds']:.0f} s")
-    out.print(f"{'recipe:':<13}{run_dir / rundir.RECIPE}", markup=False)
+    out.print(f"{'recipe:':<13}{run_dir / rundir.RECIPE}")
 
 
 def _steps_to(measured: Mapping[str, Any]) -> str:
@@ -125,13 +125,13 @@ def print_recipes(recipes: Mapping[str, str]) -> None:
     """Name and purpose, one line each."""
     longest = max(map(len, recipes), default=0)
     for name, about in recipes.items():
-        _out().print(f"{name:{longest}}  {about}", markup=False, soft_wrap=True)
+        _out().print(f"{name:{longest}}  {about}", soft_wrap=True)
 
 
 def print_comparison(comparison: Comparison) -> None:
     """What differs between two recipes; then, of two runs, what each measured and decided."""
     out = _out()
-    out.print(f"A: {comparison.a}\nB: {comparison.b}\n", markup=False)
+    out.print(f"A: {comparison.a}\nB: {comparison.b}\n")
     if comparison.knobs:
         _print_sides("knob", {name: _unlike(a, b) for name, (a, b) in comparison.knobs.items()})
     else:
@@ -143,7 +143,7 @@ def print_comparison(comparison: Comparison) -> None:
     a, b = _figures(runs.a), _figures(runs.b)
     _print_sides("measured", {name: (a[name], b[name]) for name in a})
     out.print()
-    out.print(f"not paired: {runs.unpaired}" if runs.paired is None else _difference(runs.paired), markup=False)
+    out.print(f"not paired: {runs.unpaired}" if runs.paired is None else _difference(runs.paired))
     out.print()
     _print_sides("stage", {name: (number(a), number(b)) for name, (a, b) in runs.verdicts.items()})
 
@@ -159,7 +159,7 @@ def _print_sides(what: str, rows: Mapping[str, tuple[str, str]]) -> None:
     for heading in (what, "A", "B"):
         table.add_column(heading, overflow="fold")
     for name, cells in rows.items():
-        table.add_row(Text(name), *map(Text, cells))  # as it is: brackets are no markup
+        table.add_row(name, *cells)
     _out().print(table, soft_wrap=False)
 
 
@@ -195,20 +195,20 @@ def print_lr_find(result: LRFindResult, plot: str) -> None:
     """The curve, the suggestions side by side, and the answer."""
     out = _out()
     if plot:
-        out.print(plot, markup=False)
+        out.print(plot)
     if result.curve.band:
         low, high = result.curve.band
-        out.print(f"{'band:':<13}{low:.3g} to {high:.3g} (the loss falls)", markup=False)
+        out.print(f"{'band:':<13}{low:.3g} to {high:.3g} (the loss falls)")
     for rule, lr in result.curve.suggestions.items():
-        out.print(f"{rule + ':':<13}{lr:.3g}", markup=False)
+        out.print(f"{rule + ':':<13}{lr:.3g}")
     if result.suggestion is None:
-        out.print(f"{'suggestion:':<13}none, {result.status}: {result.reason}", markup=False)
+        out.print(f"{'suggestion:':<13}none, {result.status}: {result.reason}")
     else:
         whose = f" for group {result.group}" if result.group else ""
         ending = f" for {result.horizon} steps ({result.status}: {result.reason})"
-        out.print(f"{'suggestion:':<13}{result.suggestion:.3g}{whose}{ending}", markup=False)
+        out.print(f"{'suggestion:':<13}{result.suggestion:.3g}{whose}{ending}")
     if result.interval is not None:
         low, high = result.interval
-        out.print(f"{'interval:':<13}{low:.2g} to {high:.2g}", markup=False)
-    out.print(f"{'stopped:':<13}{result.stopped}", markup=False)
-    out.print(f"{'cost:':<13}{result.steps_used:,} training steps, {result.seconds:.0f} s", markup=False)
+        out.print(f"{'interval:':<13}{low:.2g} to {high:.2g}")
+    out.print(f"{'stopped:':<13}{result.stopped}")
+    out.print(f"{'cost:':<13}{result.steps_used:,} training steps, {result.seconds:.0f} s")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from adamtune.errors import AdamtuneError, InputError
-from adamtune.rundir import RESULT, TRIALS, read_result
+from adamtune.rundir import RESULT, TRIALS, read_result, run_file
 from adamtune.search.knowledge import NEAR, KnownTask, ordered
 from adamtune.search.portfolio import Start
 from adamtune.search.prior import ADAM, Prior
@@ -78,15 +78,15 @@ def _run_paths(folders: Sequence[Path]) -> Iterator[Path]:
 
 
 def _read(path: Path) -> _FormerRun:
-    for name in (RESULT, TRIALS):
-        if (path / name).stat().st_size > _MOST_BYTES:
-            raise ValueError(f"{name} is too large to be one of ours")
+    trials = run_file(path, TRIALS)
+    if trials.stat().st_size > _MOST_BYTES:
+        raise ValueError(f"{TRIALS} is too large to be one of ours")
     result = read_result(path)
     if result.get("version") != _VERSION:
         raise ValueError(f"its result is of version {result.get('version')!r}, this adamtune reads {_VERSION}")
     sign = 1.0 if result["objective"]["direction"] == "minimize" else -1.0
     losses: dict[tuple[tuple[str, float], ...], float] = {}
-    for (point, _), values in _measured(path / TRIALS, int(result["horizon"])).items():
+    for (point, _), values in _measured(trials, int(result["horizon"])).items():
         loss = sign * math.fsum(values) / len(values) if all(map(math.isfinite, values)) else math.inf
         losses[point] = min(loss, losses.get(point, math.inf))  # of recipes that differ in what is not learned
     best = min(losses.values(), default=math.inf)

@@ -13,7 +13,8 @@ from typing import Any
 
 from optuna.storages.journal import JournalFileBackend
 
-from adamtune.rundir import mend_tail
+from adamtune.errors import writing
+from adamtune.rundir import read_lines, undone
 
 LINES, SECONDS = 1_000, 0.5
 """`settle` writes once so many lines wait, or the last writing is so long ago: a dashboard is hardly behind, and a
@@ -24,13 +25,14 @@ class BufferedJournal(JournalFileBackend):
     """A journal file with one writer, whose last lines may still be in memory."""
 
     def __init__(self, path: str) -> None:
-        """Go on with the journal at `path`, or begin it. A last line that was cut short is dropped: Optuna could not
-        load it.
+        """Go on with the journal at `path`, or begin it. It is cut off at a damaged line: Optuna could not load it.
+
+        Raises `UnwritableError` where it cannot be written.
         """
-        if Path(path).exists():
-            mend_tail(Path(path))
-        super().__init__(path)
-        self._written = self._start = sum(1 for _ in super().read_logs(0))
+        self._path = Path(path)
+        self._written = self._start = sum(1 for _ in read_lines(self._path)) if self._path.exists() else 0
+        with writing(self._path):
+            super().__init__(path)
         self._tail: list[dict[str, Any]] = []
         """Lines from number `_start` on: those that wait to be written, and those that nobody has read back yet."""
         self._last = time.monotonic()
@@ -54,10 +56,11 @@ class BufferedJournal(JournalFileBackend):
             self.flush()
 
     def flush(self) -> None:
-        """Write every line that waits; they go on waiting where that fails."""
+        """Write every line that waits; they go on waiting where that fails, by an `UnwritableError`."""
         waiting = self._tail[self._written - self._start :]
         if waiting:
-            super().append_logs(waiting)
+            with writing(self._path), undone(self._path):
+                super().append_logs(waiting)
             self._written += len(waiting)
         self._last = time.monotonic()
 

@@ -10,20 +10,25 @@ from __future__ import annotations
 import json
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from adamtune.errors import InputError
+from adamtune.errors import AdamtuneError, InputError, StorageError
 from adamtune.evidence import Direction
 from adamtune.knobs import Choice, Knob, Scale, Value
+from adamtune.passwords import has_password, without_passwords, without_those_of
+from adamtune.plain_text import plain
 from adamtune.search.journal import BufferedJournal
+from adamtune.search.patient import PatientStorage
 from adamtune.trial import Outcome, TrialResult
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # it prints a line a trial; ours is the only voice in the terminal
@@ -48,18 +53,44 @@ class JournalFile(JournalStorage):
         self._file.flush()
 
 
-def open_storage(url: str | None, journal: Path) -> BaseStorage:
+def open_storage(url: str | None, journal: Path, on_note: Callable[[str], None] = lambda note: None) -> BaseStorage:
     """The storage of a sweep: an Optuna URL, or by default a journal file. To be closed by `close_storage`.
 
-    Raises `InputError` when the URL cannot be opened.
+    `on_note` hears when a database goes away and comes back. Raises `InputError` when the URL cannot be opened.
     """
     if url is None:
-        return JournalFile(journal)
+        try:
+            return JournalFile(journal)
+        except AdamtuneError:
+            raise
+        except Exception as problem:  # whole lines that make no sense to Optuna
+            what = f"{journal} cannot be read as Optuna's journal ({type(problem).__name__}: {plain(problem)[:100]})"
+            raise InputError(f"{what}; delete it: the sweep tells its trials again") from problem
     try:
-        return optuna.storages.get_storage(url)
+        database = "://" in url and not url.startswith("redis")
+        return optuna.storages.get_storage(PatientStorage(url, on_note) if database else url)
     except Exception as problem:  # SQLAlchemy's, the driver's or Optuna's own: all mean that the URL is no use
-        reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
-        raise InputError(f"the storage cannot be opened: {reason}; leave `storage` out for a file") from problem
+        told = without_those_of(url, _first_line(problem))
+        if isinstance(problem, ImportError) and url.startswith("postgres"):
+            told += " (pip install 'adamtune[postgres]')"
+        # A traceback (--debug) would quote the driver, and with it perhaps the password.
+        cause = None if has_password(url) else problem
+        raise InputError(f"the storage cannot be opened: {told}; leave `storage` out for a file") from cause
+
+
+@contextmanager
+def storage_faults_told(url: str | None) -> Iterator[None]:
+    """Raise `StorageError` in place of what Optuna raises where the database at `url` fails while it is in use."""
+    try:
+        yield
+    except StorageInternalError as problem:
+        told = without_those_of(url or "", _first_line(problem.__cause__ or problem))
+        cause = None if has_password(url or "") else problem
+        raise StorageError(f"the storage {without_passwords(url or '')} failed: {told}; mend that") from cause
+
+
+def _first_line(problem: BaseException) -> str:
+    return str(problem).splitlines()[0] if str(problem) else type(problem).__name__
 
 
 def close_storage(storage: BaseStorage) -> None:

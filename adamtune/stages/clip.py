@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from adamtune.groups import ParamGroup
 from adamtune.knobs import Choice
 from adamtune.recipe import Recipe
 from adamtune.spec import Spec
 from adamtune.stages.choose import Candidate, Question, candidates_cost, choose, inside
 from adamtune.stages.context import StageAnswer, StageContext
+from adamtune.stages.missing import from_sparse
 
 NAME = "clip"
 QUESTION = "Should rare large gradients be cut?"
@@ -49,6 +51,11 @@ def _candidates(spec: Spec, incumbent: Recipe, norms: list[float]) -> list[Candi
 
 def _percentile(rising: list[float], share: float) -> float:
     return rising[math.ceil(share * len(rising)) - 1]
+
+
+def missing(spec: Spec, groups: Sequence[ParamGroup]) -> str:
+    """Why it cannot matter; empty where it can."""
+    return from_sparse(groups, "which torch cannot clip")
 
 
 def cost(spec: Spec) -> int:

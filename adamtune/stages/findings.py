@@ -11,6 +11,7 @@ from adamtune.evidence import Verdict
 from adamtune.groups import ParamGroup
 from adamtune.recipe import Recipe
 from adamtune.spec import Spec
+from adamtune.stages import clip
 from adamtune.stages.choose import Candidate, Question, candidates_cost, choose
 from adamtune.stages.context import StageAnswer, StageContext
 from adamtune.stages.missing import from_adam
@@ -39,7 +40,7 @@ def run(context: StageContext, incumbent: Recipe) -> StageAnswer:
     told = counted([observed(result, context.groups) for result in trials])
     facts = {"findings": [each.to_dict() for each in told]}
     warnings = [each for each in told if each.finding.severity is Severity.WARNING and 2 * each.seeds > each.of]
-    candidates = _candidates(context.spec, incumbent, warnings)[:_REMEDIES]
+    candidates = _candidates(context.spec, incumbent, warnings, context.groups)[:_REMEDIES]
     if not candidates:
         found = ", ".join(dict.fromkeys(each.finding.rule for each in warnings))
         reason = f"no recipe is known against {found}" if found else f"nothing was found in {len(trials)} trials"
@@ -47,20 +48,24 @@ def run(context: StageContext, incumbent: Recipe) -> StageAnswer:
     return choose(context, Question(NAME, QUESTION, read=lambda recipe: None), incumbent, candidates, facts)
 
 
-def _candidates(spec: Spec, incumbent: Recipe, warnings: Sequence[Told]) -> list[Candidate]:
-    """The incumbent with each remedy, but for lrs outside the spec's range and what the recipe cannot have."""
+def _candidates(
+    spec: Spec, incumbent: Recipe, warnings: Sequence[Told], groups: Sequence[ParamGroup]
+) -> list[Candidate]:
+    """The incumbent with each remedy, but for lrs outside the spec's range and what recipe or model cannot have."""
     found: dict[str, Candidate] = {}
     limits = spec.knob("lr")
+    left_out = {"clip_norm"} if clip.missing(spec, groups) else set()
     for each in warnings:
+        remedy = {name: value for name, value in each.finding.remedy.items() if name not in left_out}
         recipe = incumbent
         try:
-            for name, value in each.finding.remedy.items():
+            for name, value in remedy.items():
                 recipe = recipe.with_knob(name, value)
         except RecipeError:
             continue
         if recipe != incumbent and limits.low <= recipe.lr <= limits.high:
             changes = ", ".join(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
-                                for name, value in each.finding.remedy.items())  # fmt: skip
+                                for name, value in remedy.items())  # fmt: skip
             where = f" in {each.finding.group}" if each.finding.group else ""
             candidate = Candidate(f"{changes} (against {each.finding.rule}{where})", recipe, {})
             found.setdefault(recipe.training_key(), candidate)

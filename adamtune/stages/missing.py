@@ -20,3 +20,8 @@ def from_groups(key: str, recipe: Recipe, groups: Sequence[ParamGroup]) -> str:
     if used and used <= replaced - {DEFAULT}:
         return f"every param group has {key} of its own"
     return ""
+
+
+def from_sparse(groups: Sequence[ParamGroup], what: str) -> str:
+    """Of what torch cannot do with sparse gradients."""
+    return f"the model has tables with sparse gradients, {what}" if any(group.sparse for group in groups) else ""

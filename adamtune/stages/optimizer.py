@@ -13,6 +13,7 @@ from adamtune.spec import Spec
 from adamtune.stages.choose import Candidate, Question, candidates_cost, choose, with_lr
 from adamtune.stages.context import StageAnswer, StageContext
 from adamtune.stages.lr import squeezed
+from adamtune.stages.missing import from_sparse
 from adamtune.stages.own_lr import ADAM_LR, MOMENTUM, TRIALS, matching_lr, short_test
 from adamtune.stages.weight_decay import PRODUCT
 
@@ -99,8 +100,7 @@ def _of_adams_kind(spec: Spec, incumbent: Recipe) -> list[Candidate]:
 
 def missing(spec: Spec, groups: Sequence[ParamGroup]) -> str:
     """Why it cannot matter; empty where it can."""
-    sparse = any(group.sparse for group in groups)
-    return "the model's embeddings have sparse gradients, which only SGD takes" if sparse else ""
+    return from_sparse(groups, "of which SGD keeps ever longer momenta")
 
 
 def cost(spec: Spec) -> int:

@@ -17,6 +17,7 @@ from adamtune.spec import Spec
 from adamtune.stages.choose import Candidate, Question, candidates_cost, choose
 from adamtune.stages.context import StageAnswer, StageContext
 from adamtune.stages.lr import squeezed
+from adamtune.stages.missing import from_sparse
 from adamtune.stages.own_lr import MOMENTUM, TRIALS, matching_lr, short_test
 from adamtune.trial import Outcome
 
@@ -45,7 +46,9 @@ def missing(spec: Spec, groups: Sequence[ParamGroup]) -> str:
         return "the recipe's optimizer, sgd, makes all of the run"
     if spec.base.switch is not None:
         return f"the recipe hands over already, at {spec.base.switch.at:g} of the run"
-    return f"a run of {spec.horizon} steps is too short to hand over in" if spec.horizon < _SHORTEST_RUN else ""
+    if spec.horizon < _SHORTEST_RUN:
+        return f"a run of {spec.horizon} steps is too short to hand over in"
+    return from_sparse(groups, "of which SGD keeps ever longer momenta")
 
 
 def cost(spec: Spec) -> int:

@@ -1,0 +1,46 @@
+"""`adamtune worker`: train trials of a sweep that runs elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from adamtune.errors import ExitCode
+
+
+def worker(
+    storage: Annotated[
+        str,
+        typer.Option(
+            help="The Optuna storage URL that the sweep uses.",
+            envvar="ADAMTUNE_STORAGE",
+            show_envvar=True,
+            show_default=False,
+        ),
+    ],
+    study: Annotated[str, typer.Option(help="The sweep: the name of its run directory.", show_default=False)],
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="The task that may be imported here; needed unless it is one of adamtune's own. "
+            "A reference such as path/file.py:function.",
+            show_default=False,
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where to train: auto, cpu, cuda, cuda:1.")] = "auto",
+    idle: Annotated[float, typer.Option(min=0, help="Seconds to wait for the sweep to begin, or to go on.")] = 600.0,
+) -> int:
+    """Train trials of a sweep that runs with `engine: workers` on the same storage; ends with it.
+
+    Example: adamtune worker --storage postgresql://me@db/tuning --study digits-1
+    """
+    from adamtune.engines import pick_device
+    from adamtune.engines.worker import Worker, task_loader
+    from adamtune.search import open_storage
+
+    opened = open_storage(storage, Path(), typer.echo)
+    serving = Worker(opened, study, task_loader(task), pick_device(device), idle, typer.echo)
+    typer.echo(f"worker {serving.name}: {serving.serve()}")
+    return ExitCode.DONE

@@ -1,0 +1,107 @@
+"""Worker processes that a sweep starts on its own machine, and starts again when they die."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import torch
+
+from adamtune.errors import AdamtuneError, ExitCode
+
+NAME = "ADAMTUNE_WORKER"
+"""The environment variable by which a sweep names the workers it starts."""
+STORAGE = "ADAMTUNE_STORAGE"
+"""The environment variable that a worker reads the storage URL from: a command line would show its password."""
+
+_DEATHS_IN_A_ROW = 5
+"""Workers that may die without a job done, for each of them, before the sweep gives up."""
+
+
+class LocalWorkers:
+    """So many workers of a run, each on a device of its own where there are several."""
+
+    def __init__(self, count: int, url: str, run: str, ref: str, device: torch.device, log: Path) -> None:
+        """Start nothing yet. `ref`: the task reference that they may import; `log`: where their output goes."""
+        self._command = [
+            *(sys.executable, "-m", "adamtune", "worker", "--study", run, "--task", ref, "--device", str(device)),
+            *("--idle", "60"),
+        ]
+        self._count, self._url, self._device, self._log = count, url, device, log
+        self._processes: dict[str, tuple[int, subprocess.Popen[bytes]]] = {}
+        self._dead: set[str] = set()
+        self._deaths = 0
+
+    def start(self) -> None:
+        """Start them all."""
+        for place in range(self._count):
+            self._start(place)
+
+    def replace(self) -> None:
+        """Start another for each that has ended. Raises `AdamtuneError` where they all die at once, always."""
+        for name, (place, process) in list(self._processes.items()):
+            if process.poll() is not None:
+                self._dead.add(name)
+                del self._processes[name]
+                self._deaths += 1
+                if process.returncode == ExitCode.USAGE:  # the next would say the same
+                    raise AdamtuneError(f"a worker cannot start: {self._last_words()}")
+                if self._deaths > _DEATHS_IN_A_ROW * self._count:
+                    raise AdamtuneError(f"the workers die before they have done a job; {self._log} says why")
+                self._start(place)
+
+    def answered(self) -> None:
+        """One of them has done a job: they can."""
+        self._deaths = 0
+
+    def dead(self, worker: str) -> bool:
+        """Whether a worker, by the name that it gives itself, is one of these and has ended."""
+        name = worker.partition("/")[0]
+        if name in self._dead:
+            return True
+        return name in self._processes and self._processes[name][1].poll() is not None
+
+    def processes(self) -> list[subprocess.Popen[bytes]]:
+        """Those that run."""
+        return [process for _, process in self._processes.values()]
+
+    def close(self) -> None:
+        """End them all."""
+        for _, process in self._processes.values():
+            process.terminate()
+        for _, process in self._processes.values():
+            try:
+                process.wait(timeout=2)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._processes.clear()
+
+    def _last_words(self) -> str:
+        lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return next((line for line in reversed(lines) if line.startswith("adamtune: ")), f"see {self._log}")
+
+    def _start(self, place: int) -> None:
+        name = f"local-{place}-{uuid.uuid4().hex[:6]}"
+        environment = os.environ | {STORAGE: self._url, NAME: name}
+        if self._device.type == "cuda" and self._device.index is None:
+            there = os.environ.get("CUDA_VISIBLE_DEVICES")
+            devices = there.split(",") if there else [str(index) for index in range(torch.cuda.device_count())]
+            environment["CUDA_VISIBLE_DEVICES"] = devices[place % len(devices)]
+        with self._log.open("ab") as log:
+            process = subprocess.Popen(  # a session of its own: Ctrl-C is for the sweep, which tells its workers
+                self._command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        self._processes[name] = place, process
+
+
+def worker_count(wanted: int | None, device: torch.device) -> int:
+    """How many workers to start; None for one a GPU or, without any, one a core."""
+    if wanted is not None:
+        return wanted
+    if device.type == "cuda":
+        return torch.cuda.device_count() if device.index is None else 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

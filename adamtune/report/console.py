@@ -1,0 +1,25 @@
+"""The terminal as we print to it: text is shown as it is, whatever it holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from adamtune.plain_text import plain
+
+
+class PlainConsole(Console):
+    """A console to which brackets are no markup, colons no emoji, and control characters no commands.
+
+    So names from files and folders can be printed and put into tables without a thought.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        """As rich's own; `options` are passed on."""
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Every text that is printed goes through here, a table's cells too; a `Text` does not."""
+        return super().render_str(plain(text, keep="\n"), **options)

@@ -1,0 +1,82 @@
+"""Optuna's database storage, for databases that are busy, or go away and come back."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from optuna.exceptions import StorageInternalError
+from optuna.storages import RDBStorage
+from sqlalchemy import event
+
+PATIENCE = 300.0
+"""Seconds for which a call is made again before its error is raised: a database server restarts within them."""
+_BUSY = 60
+"""Seconds that SQLite waits for another process's lock."""
+
+
+class PatientStorage(RDBStorage):
+    """A database storage whose calls wait until the database answers again, `PATIENCE` seconds at most."""
+
+    def __init__(self, url: str, on_note: Callable[[str], None] = lambda note: None) -> None:
+        """Connect; raises at once where that fails. `on_note` hears when the database goes away and comes back."""
+        self.on_note = on_note
+        if not url.startswith("sqlite"):
+            super().__init__(url, engine_kwargs={"pool_pre_ping": True})  # a connection that was closed is made again
+            return
+        super().__init__(url, engine_kwargs={"connect_args": {"timeout": _BUSY}})
+        event.listen(self.engine, "connect", _write_ahead)
+        self.remove_session()
+        self.engine.dispose()  # the connection that made the tables was made before
+
+
+def _write_ahead(connection: Any, _: object) -> None:
+    """Readers do not wait for the writer, and a write takes 1 ms instead of 20: it is not forced to the disk at once.
+
+    A crash of the machine may lose the last writes, never the file.
+    """
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")
+
+
+def _may_pass(url: str, problem: StorageInternalError) -> bool:
+    """Whether waiting may help: a server may come back, a lock be given up; a full disk stays full."""
+    told = str(problem.__cause__ or problem)
+    return "locked" in told if url.startswith("sqlite") else "No space left" not in told
+
+
+def _patient(call: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(call)
+    def again(self: PatientStorage, *args: Any, **kwargs: Any) -> Any:
+        began, away = time.monotonic(), False
+        while True:
+            try:
+                found = call(self, *args, **kwargs)
+            except StorageInternalError as problem:
+                self.remove_session()
+                if not _may_pass(self.url, problem) or time.monotonic() - began > PATIENCE:
+                    raise
+                if not away:
+                    self.on_note("the storage does not answer; waiting for it")
+                away = True
+                time.sleep(random.uniform(0.1, 1.0))
+                continue
+            if away:
+                self.on_note("the storage answers again")
+            return found
+
+    return again
+
+
+_OUTER = (  # what Optuna's cache before it calls
+    *("create_new_study", "delete_study", "set_study_user_attr", "set_study_system_attr", "get_study_id_from_name"),
+    *("get_study_name_from_id", "get_study_directions", "get_study_user_attrs", "get_study_system_attrs"),
+    *("get_all_studies", "_create_new_trial", "_set_trial_param", "set_trial_state_values", "get_trial", "_get_trials"),
+    *("set_trial_intermediate_value", "set_trial_user_attr", "set_trial_system_attr", "_get_best_trial_id"),
+    "get_trial_id_from_study_id_trial_number",
+)
+for _name in _OUTER:
+    setattr(PatientStorage, _name, _patient(getattr(RDBStorage, _name)))

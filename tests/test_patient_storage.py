@@ -1,0 +1,70 @@
+"""A database that goes away and comes back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.exceptions import StorageInternalError
+from optuna.storages import RDBStorage
+
+from adamtune.search import open_storage, patient
+
+
+class Away:
+    """A method of the storage that fails some times before it works."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, times: int) -> None:
+        self.left, self.calls, works = times, 0, getattr(RDBStorage, name)
+
+        def call(storage: RDBStorage, *args: object, **kwargs: object) -> object:
+            self.calls += 1
+            if self.left:
+                self.left -= 1
+                raise StorageInternalError("database is locked")
+            return works(storage, *args, **kwargs)
+
+        monkeypatch.setattr(patient.PatientStorage, name, patient._patient(call))
+        monkeypatch.setattr("time.sleep", lambda seconds: None)
+
+
+def test_a_call_is_made_again_until_the_database_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noted: list[str] = []
+    storage = open_storage(f"sqlite:///{tmp_path / 'a.db'}", tmp_path, noted.append)
+    study = optuna.create_study(storage=storage)
+    away = Away(monkeypatch, "set_trial_state_values", 5)
+    study.tell(study.ask(), 1.0)
+    assert away.calls == 6
+    assert noted == ["the storage does not answer; waiting for it", "the storage answers again"]
+    assert [trial.value for trial in study.trials] == [1.0]
+
+
+def test_patience_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = optuna.create_study(storage=open_storage(f"sqlite:///{tmp_path / 'a.db'}", tmp_path))
+    Away(monkeypatch, "set_trial_state_values", -1)
+    monkeypatch.setattr(patient, "PATIENCE", -1.0)
+    with pytest.raises(StorageInternalError):
+        study.tell(study.ask(), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("url", "told", "passes"),
+    [
+        ("sqlite:///a.db", "database is locked", True),
+        ("sqlite:///a.db", "database or disk is full", False),
+        ("postgresql://db/a", "server closed the connection unexpectedly", True),
+        ("postgresql://db/a", 'could not extend file "base/1": No space left on device', False),
+    ],
+)
+def test_what_does_not_pass_is_not_waited_for(url: str, told: str, passes: bool) -> None:
+    assert patient._may_pass(url, StorageInternalError(told)) == passes
+
+
+def test_sqlite_writes_ahead_and_stock_tools_read_it(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    study = optuna.create_study(storage=open_storage(url, tmp_path), study_name="s")
+    study.tell(study.ask(), 2.0)
+    assert optuna.load_study(study_name="s", storage=url).best_value == 2.0
+    with (tmp_path / "a.db").open("rb") as file:
+        assert file.read(20)[18] == 2  # the file format's version for write-ahead logging

@@ -1,0 +1,248 @@
+"""Jobs in an Optuna storage: whoever trains them, and whoever dies, the numbers are those of one process."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import worker_tasks
+from optuna.trial import TrialState
+from stacked import CPU, alone, assert_same, finish, requests, task
+
+from adamtune.engines.jobs import Done, HeldTrials, Job
+from adamtune.engines.local_workers import LocalWorkers
+from adamtune.engines.plain import request_data, request_of, result_data, result_of
+from adamtune.engines.sequential import SequentialEngine
+from adamtune.engines.spread import SpreadEngine
+from adamtune.engines.work_queue import Beats, WorkQueue, answer_data, answer_of
+from adamtune.engines.worker import Worker, task_loader
+from adamtune.errors import AdamtuneError, InputError, TaskError
+from adamtune.history import Outcome, Ramp, TrialRequest
+from adamtune.recipe import Recipe, Schedule
+from adamtune.search import open_storage
+
+ASKED = [*requests(), *requests(seeds=(2,), optimizer="sgd")]
+DOOMED = TrialRequest(Recipe(optimizer="sgd", lr=1e200, schedule=Schedule(kind="constant", warmup=0.0)), 0, 24)
+TASKS = Path(worker_tasks.__file__)
+
+
+def url(folder: Path) -> str:
+    return f"sqlite:///{folder / 'jobs.db'}"
+
+
+@contextmanager
+def workplace(
+    folder: Path, function: str = "plain", args: dict[str, Any] | None = None, count: int = 2, **options: Any
+) -> Iterator[tuple[SpreadEngine, LocalWorkers, list[str]]]:
+    """An engine whose trials train in processes of their own."""
+    ref, noted = f"{TASKS}:{function}", []
+    storage = open_storage(url(folder), folder)
+    local = LocalWorkers(count, url(folder), "run", ref, CPU, folder / "workers.log")
+    queue = WorkQueue(storage, "run", {"ref": ref, "args": args or {}, "name": "toy"}, local)
+    with closing(SpreadEngine("workers", queue, on_note=noted.append, **options)) as engine:
+        yield engine, local, noted
+
+
+@contextmanager
+def in_thread(folder: Path, lease: float = 30.0) -> Iterator[tuple[WorkQueue, SpreadEngine]]:
+    """An engine with a worker in a thread of this process."""
+    queue = WorkQueue(open_storage(url(folder), folder), "run", {"ref": "-", "args": {}, "name": "toy"}, lease=lease)
+    mine = Worker(open_storage(url(folder), folder), "run", lambda told: task(), CPU, 30.0, lambda note: None)
+    thread = threading.Thread(target=mine.serve)
+    thread.start()
+    with closing(SpreadEngine("workers", queue)) as engine:
+        yield queue, engine
+    thread.join(timeout=30)
+    assert not thread.is_alive()  # it has noticed the end
+
+
+# --- numbers
+
+
+def test_workers_give_the_numbers_of_one_process_to_the_bit(tmp_path: Path) -> None:
+    asked = [*ASKED[:3], DOOMED]
+    with workplace(tmp_path) as (engine, _, noted):
+        batch = engine.open(asked)
+        batch.advance(7)
+        batch.prune(2)
+        reports = batch.advance(24)
+        found = batch.results()
+        assert sorted(engine.facts()["workers"])[0].startswith("local-")
+    expected = alone(task(), asked)
+    assert [report is None for report in reports] == [False, False, True, True]
+    assert_same([*found[:2], found[3]], [*expected[:2], expected[3]], 0.0)
+    assert (found[2].outcome, found[2].steps, found[3].outcome) == (Outcome.PRUNED, 7, Outcome.DIVERGED)
+    assert not noted
+
+
+def test_batches_may_be_open_side_by_side(tmp_path: Path) -> None:
+    with in_thread(tmp_path) as (_, engine):
+        first, second = engine.open(ASKED[:2]), engine.open(ASKED[2:])
+        second.advance(7)
+        assert_same(finish(first), alone(task(), ASKED[:2]), 0.0)
+        assert_same(finish(second, (24,)), alone(task(), ASKED[2:]), 0.0)
+
+
+def test_a_trial_is_let_go_once_it_is_not_wanted_any_more(tmp_path: Path) -> None:
+    held = HeldTrials(task(), CPU)
+    for number in (1, 2):
+        assert held.do(Job(number, ASKED[number], ((7, True),))).runs
+    held.keep([2])
+    assert (1 in held, 2 in held) == (False, True)
+    assert not held.do(Job(2, ASKED[2], ((7, True), (24, True)))).runs
+    assert 2 not in held  # it has ended
+
+
+def test_a_job_done_again_from_the_start_has_the_same_answer() -> None:
+    rungs = ((7, True), (12, False), (24, True))
+    held, elsewhere = HeldTrials(task(), CPU), HeldTrials(task(), CPU)
+    for count in (1, 2, 3):
+        going_on = held.do(Job(0, ASKED[0], rungs[:count])).result
+    assert_same([elsewhere.do(Job(0, ASKED[0], rungs)).result], [going_on], 0.0)
+
+
+@pytest.mark.parametrize(
+    "request_", [*ASKED, DOOMED, TrialRequest(ASKED[0].recipe, 3, 40, Ramp(1e-6, 0.1, 40, "head"), probe=True)]
+)
+def test_what_crosses_is_the_same_to_the_bit(request_: TrialRequest) -> None:
+    assert request_of(json.loads(json.dumps(request_data(request_)))) == request_
+    result = SequentialEngine(task(), CPU).open([request_])
+    result.advance(11)
+    told = result.results()[0]
+    again = result_of(json.loads(json.dumps(result_data(told))), request_)
+    assert repr(again) == repr(told)  # equal, NaN included
+
+
+# --- workers that die, hang, or fall silent
+
+
+def test_a_worker_killed_in_training_is_replaced_and_its_trial_starts_again(tmp_path: Path) -> None:
+    args = {"folder": str(tmp_path), "seed": ASKED[1].seed, "times": 2}
+    with workplace(tmp_path, "deadly", args) as (engine, _, noted):
+        assert_same(finish(engine.open(ASKED[:3])), alone(task(), ASKED[:3]), 0.0)
+    assert len(noted) == 2
+    assert all("starts again elsewhere: the worker local-" in note for note in noted)
+
+
+@pytest.mark.slow
+def test_a_trial_whose_workers_always_die_has_failed_and_the_others_go_on(tmp_path: Path) -> None:
+    args = {"folder": str(tmp_path), "seed": ASKED[1].seed, "times": 99}
+    with workplace(tmp_path, "deadly", args, max_retries=1) as (engine, _, noted):
+        batch = engine.open(ASKED[:3])
+        reports = batch.advance(24)
+        found = batch.results()
+    failed = [result.request.seed == ASKED[1].seed for result in found]
+    assert [report is None for report in reports] == failed
+    assert [result.outcome is Outcome.FAILED for result in found] == failed
+    assert found[1].message.endswith("died, or was cut off, 2 times")
+    assert found[1].message in noted[-1]
+
+
+@pytest.mark.slow
+def test_a_trial_that_hangs_has_failed_after_its_timeout(tmp_path: Path) -> None:
+    with workplace(tmp_path, "hanging", {"seed": ASKED[1].seed}, count=1, timeout=3.0) as (engine, local, noted):
+        batch = engine.open(ASKED[:3])
+        batch.advance(24)
+        found = batch.results()
+        assert local._deaths == 0  # the same process has begun again
+    hung = [result.request.seed == ASKED[1].seed for result in found]
+    assert [result.outcome for result in found] == [Outcome.FAILED if each else Outcome.COMPLETED for each in hung]
+    assert found[1].message == "no rung within the trial_timeout of 3 s"
+    assert "trial 1 failed: no rung within the trial_timeout of 3 s" in noted
+    assert not all(hung)
+
+
+def test_workers_that_cannot_start_end_the_sweep_with_a_sentence(tmp_path: Path) -> None:
+    with (
+        workplace(tmp_path, "no_such_function", count=1) as (engine, _, _),
+        pytest.raises(AdamtuneError, match=r"a worker cannot start: adamtune: .*has no function 'no_such_function'"),
+    ):
+        engine.open(ASKED[:1]).advance(7)
+
+
+def test_what_the_task_raises_is_told_as_it_is_in_one_process(tmp_path: Path) -> None:
+    with workplace(tmp_path, "raising", count=1) as (engine, _, _):
+        batch = engine.open(ASKED[:2])
+        with pytest.raises(TaskError, match=r"task 'toy' raised ValueError: no such column .* at training step 1"):
+            batch.advance(7)
+
+
+def test_a_worker_is_given_up_when_its_beat_stands_still_and_what_it_says_later_is_not_heard(tmp_path: Path) -> None:
+    storage = open_storage(url(tmp_path), tmp_path)
+    queue = WorkQueue(storage, "run", {"ref": "-", "args": {}, "name": "toy"}, lease=0.3)
+    queue.submit(Job(0, ASKED[0], ((7, True),)))
+    other = open_storage(url(tmp_path), tmp_path)
+    study = optuna.load_study(study_name="run/work", storage=other)
+    job = study.trials[0]._trial_id
+    assert other.set_trial_state_values(job, TrialState.RUNNING)
+    other.set_trial_user_attr(job, "worker", "slow/1")
+    answers = []
+    for beat in range(6):  # alive as long as it beats, however long the job takes
+        other.set_study_user_attr(study._study_id, "worker/slow/1", beat)
+        queue._beaten = 0.0
+        answers += queue.answers()
+        time.sleep(0.1)
+    assert answers == []
+    until = time.monotonic() + 10
+    while not answers and time.monotonic() < until:
+        answers += queue.answers()
+    assert [answer.lost for answer in answers] == ["the worker slow/1 died, or was cut off"]
+    with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
+        other.set_trial_user_attr(job, "answer", "late")
+    queue.close()
+
+
+def test_beats_are_timed_by_the_readers_clock_alone() -> None:
+    now = [100.0]
+    beats = Beats(lambda: now[0])
+    beats.see({"a": 1})
+    now[0] += 20
+    assert beats.still("a") == 20
+    beats.see({"a": 1, "b": -7})
+    assert (beats.still("a"), beats.still("b")) == (20, 0)
+    beats.see({"a": 0})
+    assert beats.still("a") == 0
+    assert beats.still("never heard of") == 0
+
+
+# --- who may ask what
+
+
+def test_a_worker_imports_what_its_owner_has_named_and_nothing_else(tmp_path: Path) -> None:
+    asked = {"ref": "os:system", "args": {"command": f"touch {tmp_path / 'hit'}"}, "name": "toy"}
+    with pytest.raises(
+        InputError, match="the sweep trains os:system; if you trust it to run here, say --task os:system"
+    ):
+        task_loader(None)(asked)
+    with pytest.raises(InputError, match="makes the task 'toy', but the sweep trains 'another'"):
+        task_loader(f"{TASKS}:plain")({"ref": "os:system", "args": {}, "name": "another"})
+    assert task_loader(f"{TASKS}:plain")({"ref": "os:system", "args": {}, "name": "toy"}).name == "toy"
+    assert not (tmp_path / "hit").exists()
+
+
+def test_an_answer_that_names_any_class_becomes_an_error_of_ours_only() -> None:
+    job = Job(0, ASKED[0], ())
+    told = json.loads(answer_data(TaskError("broken")))
+    assert isinstance(answer_of(json.dumps(told), job).error, TaskError)
+    for kind in ("SystemExit", "Sequence", "", "__loader__"):
+        error = answer_of(json.dumps({"error": "x", "kind": kind}), job).error
+        assert type(error) is RuntimeError
+
+
+def test_no_sweep_to_work_for_is_one_sentence(tmp_path: Path) -> None:
+    storage = open_storage(url(tmp_path), tmp_path)
+    with pytest.raises(InputError, match="no sweep called 'run' gives out work in this storage"):
+        Worker(storage, "run", lambda told: task(), CPU, 0.0, lambda note: None).serve()
+
+
+def test_done_crosses_with_its_request_left_behind() -> None:
+    held = HeldTrials(task(), CPU)
+    done = held.do(Job(0, ASKED[0], ((7, True),)))
+    assert repr(Done.from_dict(json.loads(json.dumps(done.to_dict())), ASKED[0])) == repr(done)
