@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -46,23 +46,28 @@ def moments_of(param: Tensor, state: Mapping[str, Any], group: Mapping[str, Any]
         second = state.get("max_exp_avg_sq", second)
     if not isinstance(first, Tensor) or not isinstance(second, Tensor) or "betas" not in group:
         return None
-    gradient = param.grad
-    first, second, param = real(first), real(second), real(param.detach())
-    if not first.numel() == second.numel() == param.numel():
+    weight, first, second = real(param), real(first), real(second)
+    if not weight.numel() == first.numel() == second.numel():
         return None  # as where moments are of projected gradients
+    gradient = None if param.grad is None else real(param.grad)
+    found = Moments(weight, first, second, gradient, state.get("step", 1.0), state.get("mu_product", 1.0))
+    return found if first.is_contiguous() else _in_order_of_memory(found)
+
+
+def _in_order_of_memory(moments: Moments) -> Moments:
+    """The same elements, together as before, so that what is channels_last is not copied to be flattened."""
+    first, gradient = moments.first, moments.gradient
+    tensors = [moments.param, first, moments.second, *([] if gradient is None else [gradient])]
+    if any(each.is_sparse or each.shape != first.shape for each in tensors):
+        return moments
     order = sorted(range(first.dim()), key=first.stride, reverse=True)
-
-    def laid_out(tensor: Tensor) -> Tensor:
-        """In the order of memory, so that a channels_last tensor is not copied to be flattened."""
-        return tensor if tensor.is_sparse or tensor.dim() != first.dim() else tensor.permute(order)
-
-    return Moments(
-        param=laid_out(param),
-        first=laid_out(first),
-        second=laid_out(second),
-        gradient=None if gradient is None else laid_out(real(gradient)),
-        step=state.get("step", 1.0),
-        mu_product=state.get("mu_product", 1.0),
+    param, first, second = (each.permute(order) for each in tensors[:3])
+    return replace(
+        moments,
+        param=param,
+        first=first,
+        second=second,
+        gradient=None if gradient is None else gradient.permute(order),
     )
 
 
