@@ -24,6 +24,7 @@ from adamtune.stages.lr_group import lr_mult, with_group
 from adamtune.stages.lr_range import END, START, STEPS, range_test
 from adamtune.stages.lr_response import Response
 from adamtune.task import Task
+from adamtune.task_calls import must_return
 from adamtune.trial import Ramp
 
 RESULT_VERSION = 1
@@ -96,6 +97,7 @@ class LRFindResult:
         }
 
 
+@must_return()
 def lr_find(
     task: Task,
     *,

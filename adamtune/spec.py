@@ -241,6 +241,15 @@ class Spec(Frozen):
             )
         return value
 
+    @model_validator(mode="after")
+    def _somebody_trains(self) -> Self:
+        if self.workers == 0 and (self.engine != "workers" or self.storage is None):
+            raise ValueError(
+                "workers: 0 leaves training to workers elsewhere, which needs engine: workers and a storage that they "
+                "reach; give both, or leave workers out"
+            )
+        return self
+
     def knob(self, name: str) -> Knob:
         """A knob as this spec lets it be searched."""
         bounds = getattr(self.space, name) or Bounds()

@@ -51,6 +51,7 @@ from adamtune.spec import Spec, load_spec
 from adamtune.stages.context import Budget, Seeds, StageAnswer, StageContext, TrialRecord
 from adamtune.stages.costs import budget_steps
 from adamtune.task import Task, load_task
+from adamtune.task_calls import must_return
 from adamtune.trial import TrialRequest, new_model
 from adamtune.yaml_text import nearest
 
@@ -142,6 +143,7 @@ class _Notes(Progress):
         self._run.write(rundir.PROBE, probe_table(self.records).to_csv(index=False))
 
 
+@must_return()
 def sweep(
     spec: Spec | str | Path,
     run_dir: str | Path | None = None,
@@ -226,6 +228,7 @@ def sweep(
     return result
 
 
+@must_return()
 def plan_of(spec: Spec) -> Plan:
     """The plan of a sweep, with the time of a step: a few are trained and thrown away.
 
@@ -251,7 +254,7 @@ def _engine(spec: Spec, task: Task, device: torch.device, storage: BaseStorage, 
     if spec.engine == "ray":
         return make_ray(spec, device, notes.on_steps, notes.on_note)
     if spec.engine != "workers":
-        on_steps, on_note, processes = notes.on_steps, notes.on_note, spec.workers or None
+        on_steps, on_note, processes = notes.on_steps, notes.on_note, spec.workers
         return make_engine(spec.engine, task, device, on_steps, on_note, spec.memory, processes, spec.trial_timeout)
     url = spec.storage
     if url is None:  # jobs need a storage that many processes write to

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -44,6 +45,18 @@ def new_model(task: Task) -> nn.Module:
             )
         setattr(param, _USED, True)
     return model
+
+
+@contextmanager
+def must_return() -> Iterator[None]:
+    """Raise `TaskError` where the task's code ends the process by exit(): nothing would be said, and code 0 returned.
+
+    Trials tell it themselves, with the step; this is for all else that calls a task, and decorates what does.
+    """
+    try:
+        yield
+    except SystemExit as end:
+        raise TaskError(f"the task ended the process, by exit({end.code!r}); it must return") from end
 
 
 def next_batch(task: Task, batches: Iterator[Batch], step: int, horizon: int) -> Batch:

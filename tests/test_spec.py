@@ -174,6 +174,14 @@ def test_a_resolved_spec_can_be_run_again(load: Callable[..., Spec], tmp_path: P
     assert load(spec.to_yaml()) == spec
 
 
+@pytest.mark.parametrize("more", ["", "engine: workers\n", "engine: ray\nstorage: sqlite:///x.db\n"])
+def test_nobody_to_train_is_told_at_once(load: Callable[..., Spec], more: str) -> None:
+    with pytest.raises(SpecError, match="workers: 0 leaves training to workers elsewhere"):
+        load(LEAST + "workers: 0\n" + more)
+    assert load(LEAST + "workers: 0\nengine: workers\nstorage: sqlite:///x.db\n").workers == 0
+    assert load(LEAST + "workers: auto\n" + more).workers is None
+
+
 @pytest.mark.parametrize("path", sorted((REPO / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_spec_loads(path: Path) -> None:
     spec = adamtune.load_spec(path)

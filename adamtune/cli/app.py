@@ -78,11 +78,6 @@ def run(arguments: list[str], debug: bool = False) -> int:
         return _tell(str(error), error.exit_code, debug)
     except KeyboardInterrupt:
         return _tell("interrupted", ExitCode.INTERRUPTED, debug)
-    except SystemExit as end:
-        if arguments[:1] not in (["sweep"], ["lr-find"], ["worker"]):  # typer's own, after shell completion
-            raise
-        # where training calls a task in other ways than trial by trial
-        return _tell(f"the task ended the process, by exit({end.code!r}); it must return", ExitCode.FAILED, debug)
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         _leave_output()
         return ExitCode.FAILED
