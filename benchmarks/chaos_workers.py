@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -39,17 +38,15 @@ def storage_workers(name: str, url: str, folder: Path, trials: int, workers: int
     local = LocalWorkers(workers, url, "chaos", REF, CPU, log)
     noted: list[str] = []
     queue = WorkQueue(open_storage(url, folder), "chaos", {"ref": REF, "args": ARGS, "name": task.name}, local)
-    kills, began, found = 0, time.monotonic(), []
-    with closing(SpreadEngine("workers", queue, on_note=noted.append)) as engine:
-        chance, next_kill = random.Random(0), time.monotonic() + every
+    kills, began, found, chance = 0, time.monotonic(), [], random.Random(0)
 
-        def kill_one(steps: int) -> None:
-            nonlocal kills, next_kill
-            if time.monotonic() > next_kill:
-                kills, next_kill = kills + 1, time.monotonic() + every
-                chance.choice(local.processes()).kill()
+    def kill_one(steps: int) -> None:
+        nonlocal kills
+        if time.monotonic() - began > (kills + 1) * every:
+            kills += 1
+            chance.choice(local.processes()).kill()
 
-        engine.on_steps = kill_one
+    with closing(SpreadEngine("workers", queue, kill_one, noted.append)) as engine:
         for start in range(0, trials, BATCH):
             batch = engine.open(requests[start : start + BATCH])
             for rung in RUNGS:
@@ -116,7 +113,3 @@ def _kill_actor() -> int:
         except OSError:
             continue
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit("run: python -m benchmarks.chaos")

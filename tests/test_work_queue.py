@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ import worker_tasks
 from optuna.trial import TrialState
 from stacked import CPU, alone, assert_same, finish, requests, task
 
+from adamtune.engines.answers import answer_of, answer_to
 from adamtune.engines.jobs import Done, HeldTrials, Job
 from adamtune.engines.local_workers import LocalWorkers
 from adamtune.engines.plain import request_data, request_of, result_data, result_of
 from adamtune.engines.sequential import SequentialEngine
 from adamtune.engines.spread import SpreadEngine
-from adamtune.engines.work_queue import Beats, WorkQueue, answer_data, answer_of
+from adamtune.engines.work_queue import Beats, WorkQueue
 from adamtune.engines.worker import Worker, task_loader
 from adamtune.errors import AdamtuneError, InputError, TaskError
 from adamtune.history import Outcome, Ramp, TrialRequest
@@ -229,8 +231,11 @@ def test_a_worker_imports_what_its_owner_has_named_and_nothing_else(tmp_path: Pa
 
 def test_an_answer_that_names_any_class_becomes_an_error_of_ours_only() -> None:
     job = Job(0, ASKED[0], ())
-    told = json.loads(answer_data(TaskError("broken")))
-    assert isinstance(answer_of(json.dumps(told), job).error, TaskError)
+    raising = HeldTrials(worker_tasks.raising(), CPU)
+    told = answer_to(replace(job, rungs=((7, True),)).to_dict(), lambda: raising)
+    assert isinstance(answer_of(told, job).error, TaskError)
+    told = answer_to({"not": "a job"}, lambda: raising)
+    assert type(answer_of(told, job).error) is RuntimeError
     for kind in ("SystemExit", "Sequence", "", "__loader__"):
         error = answer_of(json.dumps({"error": "x", "kind": kind}), job).error
         assert type(error) is RuntimeError

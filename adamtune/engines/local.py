@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -94,8 +94,9 @@ class LocalBatch:
 
     def _stack_limit(self, part: Part, members: int) -> AbstractContextManager[None]:
         """A stack may take what its members may take one by one; these have a limit of their own."""
-        several = self._timeout is not None and isinstance(part, Population)
-        return time_limit(self._timeout * members if several and self._timeout else None)
+        if self._timeout is None or not isinstance(part, Population):
+            return nullcontext()
+        return time_limit(self._timeout * members)
 
     def _one_by_one(self, places: Iterable[int]) -> SequentialBatch:
         trials = [Trial(self._task, self._requests[place], self._device) for place in places]

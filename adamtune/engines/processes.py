@@ -45,7 +45,7 @@ class WorkerLost(AdamtuneError):
     """Worker processes die, whatever is tried."""
 
 
-LOST: Any = "lost"
+LOST: Any = object()
 """The answer of a worker that has died."""
 
 
@@ -134,9 +134,8 @@ class Workers:
 
         def collect() -> None:
             while waiting := [index for index in asked if index not in answers and index not in errors]:
-                places = {self.ends[index]: index for index in waiting}
-                for ready in wait(list(places)):
-                    index = places[ready]  # type: ignore[index]
+                ready = wait([self.ends[index] for index in waiting])
+                for index in (index for index in waiting if self.ends[index] in ready):
                     with _whole():
                         try:
                             answered, kind, value = self.ends[index].recv()
@@ -251,8 +250,7 @@ class SharedBatch:
             if share.process is self._workers.processes[place]:  # else it was replaced for another batch
                 share.deaths += 1
                 self._workers.replace(place)
-            if share.deaths > MAX_RETRIES:
-                share.failed = True
+            if share.failed:
                 self._on_note(f"{len(share.places)} trials failed: {_died(share.deaths)}")
                 return None
             if share.deaths > 1:  # perhaps they need more memory side by side than there is
@@ -283,7 +281,11 @@ class _Share:
     process: ForkProcess | None = None
     """Who was asked."""
     deaths: int = 0
-    failed: bool = False
+
+    @property
+    def failed(self) -> bool:
+        """Whether its workers died too often to try again."""
+        return self.deaths > MAX_RETRIES
 
 
 def _died(times: int) -> str:

@@ -9,14 +9,14 @@ import time
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 
+from adamtune.engines.answers import Answer, answer_of, answer_to
 from adamtune.engines.jobs import HeldTrials, Job
-from adamtune.engines.spread import Answer
 from adamtune.engines.time_limit import too_long
-from adamtune.engines.work_queue import answer_data, answer_of
 from adamtune.errors import InputError
 from adamtune.task import load_task
 
@@ -30,17 +30,19 @@ class TrialActor:
     def __init__(self, ref: str, args: Mapping[str, Any], device: str) -> None:
         """Nothing is imported yet, so that what fails there is an answer."""
         self._ref, self._args, self._device = ref, args, device
-        self._held: HeldTrials | None = None
+
+    @cached_property
+    def _held(self) -> HeldTrials:
+        return HeldTrials(load_task(self._ref, self._args), torch.device(self._device))
 
     def do(self, job: dict[str, Any], keep: Collection[int]) -> str:
-        """Do a job, having let go of all trials but those to `keep`; `answer_data` of what became of it."""
-        try:
-            if self._held is None:
-                self._held = HeldTrials(load_task(self._ref, self._args), torch.device(self._device))
+        """Do a job, having let go of all trials but those to `keep`; what became of it, see `answer_to`."""
+
+        def held() -> HeldTrials:
             self._held.keep(keep)
-            return answer_data(self._held.do(Job.from_dict(job)))
-        except Exception as problem:
-            return answer_data(problem)
+            return self._held
+
+        return answer_to(job, held)
 
 
 @dataclass(eq=False)

@@ -8,25 +8,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
-from adamtune.engines.jobs import Done, Job
+from adamtune.engines.answers import Answer
+from adamtune.engines.jobs import Job
 from adamtune.engines.processes import MAX_RETRIES
 from adamtune.history import Outcome, RungReport, TrialRequest, TrialResult
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What became of a job: it is done, or its code raised, or its worker was lost."""
-
-    trial: int
-    done: Done | None = None
-    error: BaseException | None = None
-    lost: str = ""
-    """Why, where nobody answers."""
-    again: bool = True
-    """Whether a lost one is worth another try."""
 
 
 class Workplace(Protocol):
@@ -68,7 +56,7 @@ class SpreadEngine:
         """`on_steps(n)` is told of every n steps trained, `on_note` of what goes wrong on the way. `timeout`: seconds
         that a trial may take to its next rung.
         """
-        self.name, self._workplace, self.on_steps, self._on_note = name, workplace, on_steps, on_note
+        self.name, self._workplace, self._on_steps, self._on_note = name, workplace, on_steps, on_note
         self._timeout, self._max_retries = timeout, max_retries
         self._numbers = itertools.count()
         self._open: set[int] = set()
@@ -106,7 +94,7 @@ class SpreadEngine:
                     if answer.error is not None:
                         errors[answer.trial] = answer.error
                     elif answer.done is not None:
-                        self.on_steps(answer.done.result.steps - trial.result.steps)
+                        self._on_steps(answer.done.result.steps - trial.result.steps)
                         trial.result, trial.runs = answer.done.result, answer.done.runs
                     else:
                         self._on_note(f"trial {trial.number} failed: {trial.result.message}")

@@ -11,7 +11,6 @@ the reader's own steady clock, so that clocks may differ and jump.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,12 +21,9 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from adamtune import errors
-from adamtune.engines.jobs import Done, Job
+from adamtune.engines.answers import Answer, answer_of
+from adamtune.engines.jobs import Job
 from adamtune.engines.local_workers import LocalWorkers
-from adamtune.engines.spread import Answer
-from adamtune.engines.time_limit import too_long
-from adamtune.errors import AdamtuneError
 
 BEAT = 2.0
 """Seconds between beats."""
@@ -208,31 +204,3 @@ class WorkQueue:
         self._left = {name for name, beat in beats.items() if beat is None}
         if self._local is not None:
             self._local.replace()
-
-
-def answer_data(found: Done | BaseException) -> str:
-    """What a worker answers: as JSON, which knows NaN here."""
-    if isinstance(found, Done):
-        return json.dumps(found.to_dict())
-    kind = type(found).__name__ if isinstance(found, AdamtuneError) else ""
-    return json.dumps({"error": str(found) or type(found).__name__, "kind": kind})
-
-
-def timed_out(timeout: float) -> str:
-    """What is answered for a worker that has taken too long."""
-    return json.dumps({"timeout": timeout})
-
-
-def answer_of(text: str, job: Job) -> Answer:
-    """What `answer_data` or `timed_out` wrote."""
-    data = json.loads(text)
-    if "timeout" in data:
-        return Answer(job.trial, lost=too_long(data["timeout"]), again=False)
-    if "error" in data:
-        kind = getattr(errors, data["kind"], AdamtuneError) if data["kind"] in _KINDS else RuntimeError
-        return Answer(job.trial, error=kind(data["error"]))
-    return Answer(job.trial, done=Done.from_dict(data, job.request))
-
-
-_KINDS = ("AdamtuneError", "InputError", "TaskError", "TaskReferenceError")
-"""Errors that are only a message, and so can cross."""

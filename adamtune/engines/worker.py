@@ -18,9 +18,10 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from adamtune.engines.jobs import HeldTrials, Job
+from adamtune.engines.answers import answer_to, timed_out
+from adamtune.engines.jobs import HeldTrials
 from adamtune.engines.local_workers import NAME
-from adamtune.engines.work_queue import BEAT, Beats, answer_data, timed_out, work_study
+from adamtune.engines.work_queue import BEAT, Beats, work_study
 from adamtune.errors import InputError
 from adamtune.task import Task, load_task
 
@@ -112,8 +113,8 @@ class _Sitting:
 
     def __init__(self, storage: BaseStorage, study: int, name: str, held: HeldTrials, chance: random.Random) -> None:
         self._storage, self._study, self._name, self._held, self._random = storage, study, name, held, chance
-        self._job: tuple[int, Job, float] | None = None
-        """The job under way: its trial's id in the storage, itself, and when it was begun."""
+        self._job: tuple[int, float | None, float] | None = None
+        """The job under way: its trial's id in the storage, the seconds it may take, and when it was begun."""
         self._over = threading.Event()
 
     def work(self, idle: float) -> str:
@@ -153,12 +154,9 @@ class _Sitting:
 
     def _do(self, trial: FrozenTrial) -> None:
         self._storage.set_trial_user_attr(trial._trial_id, "worker", self._name)
-        try:
-            job = Job.from_dict(trial.user_attrs["job"])
-            self._job = trial._trial_id, job, time.monotonic()
-            answer = answer_data(self._held.do(job))
-        except Exception as problem:
-            answer = answer_data(problem)
+        job = trial.user_attrs["job"]
+        self._job = trial._trial_id, job["timeout"], time.monotonic()
+        answer = answer_to(job, lambda: self._held)
         self._job = None
         self._answer(trial._trial_id, answer)
 
@@ -178,9 +176,9 @@ class _Sitting:
             beat += 1
             if not self._say(beat):
                 return
-            job = self._job
-            if job is not None and job[1].timeout is not None and time.monotonic() - job[2] > job[1].timeout:
-                self._leave(job[0], timed_out(job[1].timeout))
+            trial_id, timeout, began = self._job or (0, None, 0.0)
+            if timeout is not None and time.monotonic() - began > timeout:
+                self._leave(trial_id, timed_out(timeout))
 
     def _leave(self, trial_id: int, answer: str) -> None:
         with suppress(UpdateFinishedTrialError, KeyError):
