@@ -1,0 +1,69 @@
+"""`adamtune doctor`: what is installed here, and whether a task can be tuned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from adamtune.cli.lr_find import parse_task_args
+from adamtune.errors import ExitCode, InputError, TaskError
+
+if TYPE_CHECKING:
+    from adamtune.doctor import Line
+
+
+def doctor(
+    task: Annotated[
+        str | None,
+        typer.Option(help="Also check this task: package.module:function or path/file.py:function", show_default=False),
+    ] = None,
+    task_arg: Annotated[
+        list[str] | None,
+        typer.Option("--task-arg", "--arg", help="An argument of the task function, name=value. Repeatable."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where to try the task: auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    json: Annotated[bool, typer.Option("--json", help="Print the lines as JSON.")] = False,
+) -> int:
+    """Tell what is installed and what is missing, and check a task before it is tuned.
+
+    Of a task: it builds and trains, gradients reach its parameters, a seed gives the same numbers twice, batches move
+    to the device, validation runs, how its parameters are grouped, whether trials can train side by side, and how long
+    a step takes. Exit code 1 where there is a problem.
+
+    Example: adamtune doctor --task my_task.py:task
+    """
+    arguments = parse_task_args(task_arg or [])
+    if task_arg and task is None:
+        raise InputError("--task-arg is for a task; name it by --task")
+    from adamtune.doctor import Line, Status, check_environment, check_task
+    from adamtune.doctor.task_checks import problem_line
+    from adamtune.engines import pick_device
+    from adamtune.report import terminal
+    from adamtune.report.doctor import print_lines
+    from adamtune.task import TaskReference, load_task
+
+    reference = TaskReference.parse(task) if task else None
+
+    def of_task() -> Iterator[Line]:
+        if reference is None:
+            return
+        place = pick_device(device)
+        try:
+            loaded = load_task(reference, arguments)
+        except TaskError as problem:
+            yield problem_line("task", problem)
+            return
+        yield Line("task", Status.OK, f"{task} builds '{loaded.name}'")
+        yield from check_task(loaded, place)
+
+    if json:
+        environment, checked = list(check_environment()), list(of_task())
+        fine = all(line.status is not Status.PROBLEM for line in (*environment, *checked))
+        parts = {"environment": [line.to_dict() for line in environment], "task": [line.to_dict() for line in checked]}
+        terminal.print_json({"version": 1, "ok": fine, **parts})
+    else:
+        told = [*print_lines(check_environment()), *print_lines(of_task())]
+        fine = all(line.status is not Status.PROBLEM for line in told)
+    return ExitCode.DONE if fine else ExitCode.FAILED

@@ -1,0 +1,52 @@
+"""A task's model and first batch as a trial of one seed has them, to be looked at before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from adamtune.errors import AdamtuneError
+from adamtune.groups import trainable
+from adamtune.randomness import RandomState, Stream, derive_seed, seed_torch
+from adamtune.task import Batch, Task, batch_to
+from adamtune.task_calls import check_loss, new_model, next_batch, raised
+
+_CPU = torch.device("cpu")
+
+
+class Start:
+    """Drawn as `adamtune.trial` draws them, and left on the CPU."""
+
+    def __init__(self, task: Task, seed: int) -> None:
+        """Raises `TaskError` where the task fails."""
+        self._task, self._seed = task, seed
+        self._random = RandomState(derive_seed(seed, Stream.INIT))
+        with self._random.active(_CPU):
+            seed_torch(derive_seed(seed, Stream.INIT), _CPU)
+            try:
+                self.model = new_model(task)
+                generator = torch.Generator().manual_seed(derive_seed(seed, Stream.DATA))
+                batches: Iterator[Batch] = iter(task.train_batches(generator))
+                seed_torch(derive_seed(seed, Stream.STEP), _CPU)
+                self.batch = next_batch(task, batches, 0, 1)
+            except AdamtuneError:
+                raise
+            except Exception as problem:
+                raise raised(task, "before training", problem) from problem
+
+    def step(self, device: torch.device) -> tuple[float, dict[str, Tensor | None]]:
+        """Move to `device` and go forth and back once: the loss, and the gradient of every trainable parameter."""
+        with self._random.active(device):
+            seed_torch(derive_seed(self._seed, Stream.STEP), device)
+            try:
+                model = self.model.to(device).train()
+                loss = self._task.loss(model, batch_to(self.batch, device))
+                check_loss(self._task, loss, 0)
+                loss.reshape(()).backward()  # type: ignore[no-untyped-call]
+            except AdamtuneError:
+                raise
+            except Exception as problem:
+                raise raised(self._task, "at training step 1", problem) from problem
+        return float(loss.detach()), {name: param.grad for name, param in trainable(model)}
