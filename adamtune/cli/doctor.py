@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -42,28 +43,20 @@ def doctor(
     from adamtune.engines import pick_device
     from adamtune.report import terminal
     from adamtune.report.doctor import print_lines
-    from adamtune.task import TaskReference, load_task
+    from adamtune.task import load_task
 
-    reference = TaskReference.parse(task) if task else None
-
-    def of_task() -> Iterator[Line]:
-        if reference is None:
-            return
+    checks: Iterable[Line] = ()
+    if task is not None:
         place = pick_device(device)
         try:
-            loaded = load_task(reference, arguments)
+            loaded = load_task(task, arguments)
+            checks = chain([Line("task", Status.OK, f"{task} builds '{loaded.name}'")], check_task(loaded, place))
         except TaskError as problem:
-            yield problem_line("task", problem)
-            return
-        yield Line("task", Status.OK, f"{task} builds '{loaded.name}'")
-        yield from check_task(loaded, place)
-
+            checks = [problem_line("task", problem)]
+    printed = (lambda lines: list(lines)) if json else print_lines
+    environment, checked = printed(check_environment()), printed(checks)
+    fine = all(line.status is not Status.PROBLEM for line in (*environment, *checked))
     if json:
-        environment, checked = list(check_environment()), list(of_task())
-        fine = all(line.status is not Status.PROBLEM for line in (*environment, *checked))
         parts = {"environment": [line.to_dict() for line in environment], "task": [line.to_dict() for line in checked]}
         terminal.print_json({"version": 1, "ok": fine, **parts})
-    else:
-        told = [*print_lines(check_environment()), *print_lines(of_task())]
-        fine = all(line.status is not Status.PROBLEM for line in told)
     return ExitCode.DONE if fine else ExitCode.FAILED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import torch
@@ -28,13 +29,30 @@ class Start:
             try:
                 self.model = new_model(task)
                 generator = torch.Generator().manual_seed(derive_seed(seed, Stream.DATA))
-                batches: Iterator[Batch] = iter(task.train_batches(generator))
+                self._batches: Iterator[Batch] = iter(task.train_batches(generator))
                 seed_torch(derive_seed(seed, Stream.STEP), _CPU)
-                self.batch = next_batch(task, batches, 0, 1)
+                self.batch = next_batch(task, self._batches, 0, 1)
             except AdamtuneError:
                 raise
             except Exception as problem:
                 raise raised(task, "before training", problem) from problem
+
+    def draw(self, most: int, seconds: float) -> tuple[int, float]:
+        """Draw batches until `most` are drawn, the first included, or `seconds` are over: how many more, in what time.
+
+        Raises `TaskError` where they end.
+        """
+        began, step = time.perf_counter(), 1
+        with self._random.active(_CPU):
+            while step < most and time.perf_counter() - began < seconds:
+                try:
+                    next_batch(self._task, self._batches, step, most)
+                except AdamtuneError:
+                    raise
+                except Exception as problem:
+                    raise raised(self._task, f"at batch {step + 1}", problem) from problem
+                step += 1
+        return step - 1, time.perf_counter() - began
 
     def step(self, device: torch.device) -> tuple[float, dict[str, Tensor | None]]:
         """Move to `device` and go forth and back once: the loss, and the gradient of every trainable parameter."""

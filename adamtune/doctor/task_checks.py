@@ -27,6 +27,8 @@ from adamtune.task_calls import must_return
 from adamtune.trial import Trial
 
 _REQUEST = TrialRequest(Recipe.default(), seed=0, horizon=20)
+_MOST_BATCHES, _DRAWING = 2_000, 2.0
+"""Batches drawn, and seconds spent on it, to see whether they end, as those of a single epoch would."""
 _SOME = 3
 """Names told of many."""
 
@@ -52,6 +54,7 @@ def check_task(task: Task, device: torch.device) -> Iterator[Line]:
         ("model", _model),
         ("groups", _groups),
         ("device", _moves),
+        ("batches", _batches),
         ("step", _step),
         ("seeds", _seeds),
         ("validation", _validation),
@@ -120,6 +123,12 @@ def _moves(subject: _Subject) -> Line:
     if not has_tensor(batch) and not moved:
         return Line("device", Status.OK, f"{subject.device}; batches hold no tensors, the loss makes its own")
     return Line("device", Status.OK, f"{subject.device}; the {_counted(moved, 'tensor')} of a batch move there")
+
+
+def _batches(subject: _Subject) -> Line:
+    count, seconds = Start(subject.task, _REQUEST.seed).draw(_MOST_BATCHES, _DRAWING)
+    each = f", {_duration(seconds / count)} each" if count else ""
+    return Line("batches", Status.OK, f"{_counted(1 + count, 'batch')} drawn without an end{each}")
 
 
 def _step(subject: _Subject) -> Line:
@@ -191,7 +200,7 @@ def _duration(seconds: float) -> str:
 
 
 def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    return f"{count:,} {noun}{'' if count == 1 else 'es' if noun.endswith('ch') else 's'}"
 
 
 def _some(names: list[str]) -> str:

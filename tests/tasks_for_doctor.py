@@ -1,0 +1,225 @@
+"""Tasks with one fault each, and healthy ones, for `adamtune doctor`."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adamtune import Task
+
+X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
+Y = (X[:, 0] > 0).long()
+
+
+class Net(nn.Module):
+    """Embedding, norm and head, so that there is something to group."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 8)
+        self.norm = nn.LayerNorm(8)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.dropout(torch.relu(self.norm(self.first(x)))))
+        return scores
+
+
+def healthy(batch_size: int = 16) -> Task:
+    return Task.supervised(
+        Net,
+        (X, Y),
+        (X, Y),
+        nn.functional.cross_entropy,
+        batch_size,
+        name="healthy",
+        metrics={"accuracy": lambda output, y: (output.argmax(1) == y).float().mean()},
+    )
+
+
+def noisy() -> Task:
+    return replace(healthy(), make_model=lambda: Net(dropout=0.5))
+
+
+def frozen_part() -> Task:
+    def make_model() -> nn.Module:
+        model = Net()
+        model.first.requires_grad_(False)
+        return model
+
+    return replace(healthy(), make_model=make_model)
+
+
+def _with(change: Callable[[Net], object]) -> Task:
+    def make_model() -> nn.Module:
+        model = Net()
+        change(model)
+        return model
+
+    return replace(healthy(), make_model=make_model)
+
+
+def unused_part() -> Task:
+    return _with(lambda model: model.add_module("spare", nn.Linear(3, 3)))
+
+
+def plain_tensor() -> Task:
+    return _with(lambda model: setattr(model.first, "scale", torch.ones(8)))
+
+
+def buffer_instead() -> Task:
+    return _with(lambda model: model.first.register_buffer("scale", torch.ones(8)))
+
+
+def own_model() -> Task:
+    """The loss calls a model of its own."""
+    own = Net()
+    return replace(healthy(), loss=lambda model, batch: nn.functional.cross_entropy(own(batch[0]), batch[1]))
+
+
+def nan_loss() -> Task:
+    return replace(healthy(), loss=lambda model, batch: model(batch[0]).mean() * float("nan"))
+
+
+def nan_gradient() -> Task:
+    """A square root at zero."""
+    return replace(healthy(), loss=lambda model, batch: (model(batch[0]) * 0).sum().sqrt())
+
+
+def constant_loss() -> Task:
+    return replace(healthy(), loss=lambda model, batch: (model(batch[0]) * 0).sum())
+
+
+def detached() -> Task:
+    return replace(healthy(), loss=lambda model, batch: model(batch[0]).detach().mean())
+
+
+def own_weights() -> Task:
+    """Weights from a generator that no seed reaches."""
+    generator = torch.Generator().manual_seed(0)
+
+    def make_model() -> nn.Module:
+        model = Net()
+        with torch.no_grad():
+            model.first.weight.normal_(generator=generator)
+        return model
+
+    return replace(healthy(), make_model=make_model)
+
+
+def ongoing_batches() -> Task:
+    """One iterator for all trials."""
+    batches = healthy().train_batches(torch.Generator().manual_seed(0))
+    return replace(healthy(), train_batches=lambda generator: batches)
+
+
+def own_noise() -> Task:
+    """Noise in the loss from a generator that no seed reaches."""
+    generator, task = torch.Generator().manual_seed(0), healthy()
+    return replace(task, loss=lambda model, batch: task.loss(model, batch) * (1 + torch.rand((), generator=generator)))
+
+
+def other_validation() -> Task:
+    """Other validation rows at each call."""
+    calls = itertools.count(1)
+    return replace(healthy(), val_batches=lambda: [(X[: 8 * next(calls)], Y)])
+
+
+def growing_validation() -> Task:
+    """Other validation rows at each call, of equal number with their targets."""
+    calls = itertools.count()
+
+    def val_batches() -> list[tuple[Tensor, Tensor]]:
+        rows = torch.arange(16) + next(calls)
+        return [(X[rows], Y[rows])]
+
+    return replace(healthy(), val_batches=val_batches)
+
+
+def no_validation() -> Task:
+    return replace(healthy(), val_batches=lambda: [])
+
+
+def nan_metric() -> Task:
+    return replace(healthy(), metrics={"f1": lambda model, batch: torch.tensor(float("nan"))})
+
+
+def deaf_to_seeds() -> Task:
+    """Weights and batches are always the same."""
+    weights = Net().state_dict()
+
+    def make_model() -> nn.Module:
+        model = Net()
+        model.load_state_dict(weights)
+        return model
+
+    def train_batches(generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        return itertools.repeat((X[:16], Y[:16]))
+
+    return replace(healthy(), make_model=make_model, train_batches=train_batches)
+
+
+@dataclass
+class Sheet:
+    """Rows in an object that does not know how to move."""
+
+    x: Tensor
+    y: Tensor
+
+
+class MovingSheet(Sheet):
+    def to(self, device: torch.device) -> MovingSheet:
+        return MovingSheet(self.x.to(device), self.y.to(device))
+
+
+def _in_sheets(kind: type[Sheet]) -> Task:
+    task = healthy()
+
+    def train_batches(generator: torch.Generator) -> Iterator[Any]:
+        return (kind(x, y) for x, y in task.train_batches(generator))
+
+    return replace(
+        task,
+        train_batches=train_batches,
+        val_batches=lambda: [kind(X, Y)],
+        loss=lambda model, sheet: nn.functional.cross_entropy(model(sheet.x), sheet.y),
+        metrics={},
+    )
+
+
+def sheets() -> Task:
+    return _in_sheets(Sheet)
+
+
+def moving_sheets() -> Task:
+    return _in_sheets(MovingSheet)
+
+
+def rollouts() -> Task:
+    """Data come from acting."""
+
+    def loss(model: nn.Module, seed: int) -> Tensor:
+        x = torch.randn(16, 6, generator=torch.Generator().manual_seed(seed))
+        return nn.functional.cross_entropy(model(x), (x[:, 0] > 0).long())
+
+    return Task.rollouts(Net, lambda seed: seed, loss, {})
+
+
+def recurrent() -> Task:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.LSTM(6, 4, batch_first=True)
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            scores: Tensor = self.head(self.inner(x[:, None])[0][:, 0])
+            return scores
+
+    return replace(healthy(), make_model=Recurrent)
