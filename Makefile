@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: test test-all test-consumers lint sweep bench bench-lr bench-probe bench-range bench-search bench-throughput \
-	chaos fuzz clean
+	chaos fuzz wheel test-wheel clean
 
 test: lint
 	$(BIN)/python -m pytest
@@ -48,6 +48,16 @@ chaos: .venv .venv/chaos
 
 fuzz: .venv
 	$(BIN)/python -m benchmarks.fuzz
+
+# Named by the latest tag. A build/ of before would put what has been deleted since into it.
+wheel: .venv
+	rm -rf build dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	@rm -rf build adamtune.egg-info
+	@ls dist/*.whl
+
+test-wheel: .venv
+	$(BIN)/python -m pytest -m slow tests/test_wheel.py
 
 # fastai asks for torchvision but reads learning rates without it; beside a CPU torch a CUDA torchvision does not load,
 # and then neither does Lightning.

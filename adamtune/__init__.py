@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from adamtune.sweeps import sweep as sweep
     from adamtune.task import Task as Task
 
-__version__ = "0.1.0"
+    __version__: str
 
 _HOMES = {
     "AdamProbe": "probe",
@@ -67,6 +67,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":  # as it was installed, from the tag
+        return importlib.import_module("importlib.metadata").version("adamtune")
     if name in _HOMES:
         return getattr(importlib.import_module(f"adamtune.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'adamtune' has no attribute '{name}'")

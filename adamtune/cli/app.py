@@ -14,7 +14,6 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from adamtune import __version__
 from adamtune.cli.compare import compare
 from adamtune.cli.diagnose import diagnose
 from adamtune.cli.doctor import doctor
@@ -45,6 +44,8 @@ app.add_typer(recipes_app, name="recipes")
 
 def _version(wanted: bool) -> None:
     if wanted:
+        from adamtune import __version__  # read from the installed metadata, which takes a moment
+
         typer.echo(f"adamtune {__version__}")
         raise typer.Exit
 

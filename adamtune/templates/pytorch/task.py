@@ -18,9 +18,9 @@ def make_model(hidden: int) -> nn.Module:
 # YOURS: the data. Datasets, DataLoaders or tensors such as (x, y), for training and for validation. Whatever is random
 # here must be seeded, so that every trial sees the same data.
 def make_loaders(batch_size: int) -> tuple[DataLoader[tuple[Tensor, ...]], DataLoader[tuple[Tensor, ...]]]:
-    """A stand-in: 2,000 rows, whose class is whether their first two numbers have the same sign."""
+    """A stand-in: 2,000 rows of two classes, parted by a curve in their first two numbers."""
     x = torch.randn(2000, 20, generator=torch.Generator().manual_seed(0))
-    rows = TensorDataset(x, (x[:, 0] * x[:, 1] > 0).long())
+    rows = TensorDataset(x, (x[:, 0] + x[:, 1] ** 2 > 1).long())
     train, val = random_split(rows, [1500, 500], torch.Generator().manual_seed(1))
     return DataLoader(train, batch_size=batch_size, shuffle=True), DataLoader(val, batch_size=500)
 
