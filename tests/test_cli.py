@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -130,6 +131,16 @@ def test_help_names_every_command_and_loads_nothing_heavy(tmp_path: Path) -> Non
     ]
 
 
+@pytest.mark.parametrize("words", [*([name] for name in COMMANDS + GROUPS), ["recipes", "show"]], ids=" ".join)
+def test_the_help_of_every_command_ends_with_an_example(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*words, "--help"]) == 0
+    told = capsys.readouterr().out
+    example = told.rstrip().rpartition("\n\n")[2]
+    assert " ".join(example.split()).startswith(f"Example: adamtune {words[0]} ")
+    assert told.count("Example: ") == 1
+    assert told.index("Options:") < told.index("Example: ")
+
+
 @pytest.mark.parametrize("command", app.registered_commands, ids=COMMANDS)
 def test_every_argument_of_a_command_has_help(command: CommandInfo) -> None:
     assert command.callback is not None
@@ -149,8 +160,19 @@ def test_the_module_is_the_command_line(tmp_path: Path) -> None:
         assert done.stderr.endswith("\nadamtune: gone does not exist\n")
 
 
-def test_shell_completion_answers_and_says_nothing_else(tmp_path: Path) -> None:
-    asked = {"_ADAMTUNE_COMPLETE": "complete_bash", "COMP_WORDS": "adamtune sw", "COMP_CWORD": "1"}
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("adamtune sw", ["sweep"]),
+        ("adamtune do", ["doctor"]),
+        ("adamtune init --kind ", ["pytorch", "transformers", "lightning"]),
+        ("adamtune recipes s", ["show"]),
+        ("adamtune doctor --ta", ["--task", "--task-arg"]),
+    ],
+)
+def test_shell_completion_answers_and_says_nothing_else(typed: str, offered: list[str], tmp_path: Path) -> None:
+    place = str(len(typed.split(" ")) - 1)
+    asked = {"_ADAMTUNE_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": place}
     completed = subprocess.run(
         [sys.executable, "-m", "adamtune"],
         cwd=tmp_path,
@@ -159,9 +181,28 @@ def test_shell_completion_answers_and_says_nothing_else(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    assert (completed.returncode, completed.stdout.split(), completed.stderr) == (0, ["sweep"], "")
-    shown = python("-m", "adamtune", "--show-completion", "bash", cwd=tmp_path)
-    assert (shown.returncode, shown.stderr) == (0, "")
+    assert (completed.returncode, completed.stdout.split(), completed.stderr) == (0, offered, "")
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+def test_what_show_completion_prints_completes_in_bash(tmp_path: Path) -> None:
+    command = tmp_path / "adamtune"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m adamtune "$@"\n')
+    command.chmod(0o755)
+    script = (
+        'eval "$(adamtune --show-completion)" && complete -p adamtune >/dev/null || exit 1\n'
+        "COMP_WORDS=(adamtune com); COMP_CWORD=1; _adamtune_completion adamtune; echo ${COMPREPLY[@]}\n"
+    )
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=tmp_path,
+        env=os.environ | {"PATH": path, "SHELL": "/bin/bash"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "compare\n", "")
 
 
 def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:

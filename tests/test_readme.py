@@ -71,13 +71,23 @@ def test_the_recipe_shown_is_one() -> None:
     assert {rule.name for rule in Recipe.from_yaml(text).groups} == {"no_decay", "embedding", "head"}
 
 
-def test_every_command_is_in_the_readme() -> None:
+def test_every_command_is_in_the_readmes_table_and_no_other() -> None:
     from adamtune.cli.app import app
 
-    for command in app.registered_commands:
-        assert command.callback is not None
-        assert f"`adamtune {command.callback.__name__.replace('_', '-')} " in README
-        assert "Example: adamtune" in (command.callback.__doc__ or "")
+    commands = {command.name for command in app.registered_commands} | {group.name for group in app.registered_groups}
+    section = README.split("## Commands")[1].split("\n## ")[0]
+    assert set(re.findall(r"^\| `adamtune ([\w-]+)[ `]", section, re.M)) == commands
+
+
+def test_the_first_hour_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (commands,) = (text.splitlines() for text in blocks("sh") if text.startswith("adamtune init"))
+    for command in commands:
+        words = shlex.split(command, comments=True)
+        assert words[0] == "adamtune"
+        assert run(words[1:]) == 0, command
+    assert "def build_optimizer" in (tmp_path / "mine" / "optim_recipe.py").read_text()
 
 
 def test_every_export_format_is_in_the_readme() -> None:

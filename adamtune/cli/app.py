@@ -18,6 +18,7 @@ from adamtune.cli.compare import compare
 from adamtune.cli.diagnose import diagnose
 from adamtune.cli.doctor import doctor
 from adamtune.cli.export import export
+from adamtune.cli.help_text import help_of
 from adamtune.cli.init import init
 from adamtune.cli.lr_find import lr_find
 from adamtune.cli.recipes import recipes_app
@@ -38,7 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (init, doctor, lr_find, sweep, show, compare, diagnose, export, worker):
-    app.command(command.__name__.replace("_", "-"))(command)
+    app.command(command.__name__.replace("_", "-"), **help_of(command))(command)
 app.add_typer(recipes_app, name="recipes")
 
 

@@ -27,7 +27,7 @@ def doctor(
     device: Annotated[str, typer.Option(help="Where to try the task: auto, cpu, cuda, cuda:1, mps.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print the lines as JSON.")] = False,
 ) -> int:
-    """Tell what is installed and what is missing, and check a task before it is tuned.
+    """Check what is installed here, and a task before it is tuned.
 
     Of a task: it builds and trains, gradients reach its parameters, a seed gives the same numbers twice, batches move
     to the device, validation runs, how its parameters are grouped, whether trials can train side by side, and how long

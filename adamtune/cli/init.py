@@ -32,7 +32,10 @@ def init(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing, take the defaults.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
 ) -> int:
-    """Write task.py and spec.yaml, which run as they are, on a small stand-in: put your model and data in its place.
+    """Write a task file and a spec to put your own model into.
+
+    task.py and spec.yaml run as they are, on a small model and data that stand in for yours: put those in their place,
+    where it says YOURS. Without a terminal nothing is asked, and the defaults are taken.
 
     Example: adamtune init my_model --kind pytorch
     """

@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
+from adamtune.cli.help_text import help_of
 from adamtune.errors import ExitCode
 
 recipes_app = typer.Typer(rich_markup_mode=None)
 
 
-@recipes_app.callback(invoke_without_command=True)
 def recipes(
     context: typer.Context,
     json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,
@@ -35,7 +35,6 @@ def recipes(
     return ExitCode.DONE
 
 
-@recipes_app.command()
 def show(
     name: Annotated[str, typer.Argument(help="One of `adamtune recipes`.", show_default=False)],
     json: Annotated[bool, typer.Option("--json", help="Print the recipe as JSON.")] = False,
@@ -54,3 +53,7 @@ def show(
     else:
         typer.echo(path.read_text(encoding="utf-8"), nl=False)
     return ExitCode.DONE
+
+
+recipes_app.callback(invoke_without_command=True, **help_of(recipes))(recipes)
+recipes_app.command(**help_of(show))(show)
