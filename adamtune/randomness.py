@@ -86,6 +86,16 @@ class RandomState:
         self._python: Any = random.Random(seed).getstate()
         self._numpy: Any = np.random.RandomState(seed % 2**32).get_state()
 
+    def state(self) -> dict[str, Any]:
+        """Where the streams stand, as plain data and tensors."""
+        name, words, *rest = self._numpy
+        return {"python": self._python, "numpy": (name, torch.from_numpy(words.astype(np.int64)), *rest)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        name, words, *rest = state["numpy"]
+        self._python, self._numpy = state["python"], (name, words.numpy().astype(np.uint32), *rest)
+
     @contextmanager
     def active(self, device: torch.device) -> Iterator[None]:
         """Put these streams in place; on leaving, keep how far they came and restore the caller's, torch's included."""

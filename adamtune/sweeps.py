@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 import platform
+import shutil
 import statistics
 import sys
 import time
@@ -224,6 +225,7 @@ def sweep(
             run.write(rundir.REPORT, report_html(run.path, told_as))
             run.log(f"done: {context.budget.spent} steps in {seconds:.1f} s")
             close_storage(storage)
+            shutil.rmtree(run.file(rundir.CHECKPOINTS), ignore_errors=True)  # of trials that failed
             run.write_json(rundir.RESULT, told_as)  # last: a run that has it is finished
     return result
 

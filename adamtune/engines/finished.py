@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 import zlib
@@ -14,7 +15,7 @@ from typing import Any
 
 from adamtune.engines.plain import result_data, result_of
 from adamtune.history import TrialRequest, TrialResult
-from adamtune.rundir import append, read_lines
+from adamtune.rundir import CHECKPOINTS, append, read_lines
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,16 @@ class FinishedTrials:
 
     def place(self, request: TrialRequest) -> Place:
         """The place of a request that is about to train."""
-        ramp = request.ramp and asdict(request.ramp)
-        key = json.dumps([request.recipe.training_key(), request.seed, request.horizon, ramp, request.probe])
+        key = request.key
         self._asked[key] += 1
         return Place(key, self._asked[key])
+
+    def checkpoint(self, place: Place) -> Path | None:
+        """Where the state of the trial at this place is kept until it ends."""
+        if self._path is None:
+            return None
+        name = hashlib.sha256(f"{place.time} {place.key}".encode()).hexdigest()[:32]
+        return self._path.with_name(CHECKPOINTS) / f"{name}.pt"
 
     def pop(self, place: Place, request: TrialRequest) -> TrialResult | None:
         """The trial that ended at this place in an earlier sitting; None where there is none that can be read."""
@@ -72,3 +79,11 @@ class FinishedTrials:
         elapsed = time.monotonic() - self._began
         told = [asdict(place) | result_data(result) | {"elapsed": elapsed} for place, result in ended]
         append(self._path, "".join(json.dumps(data) + "\n" for data in told))
+        for place, _ in ended:
+            self.forget(place)
+
+    def forget(self, place: Place) -> None:
+        """Let go of the state of a trial under way."""
+        path = self.checkpoint(place)
+        if path is not None:
+            path.unlink(missing_ok=True)

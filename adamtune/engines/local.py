@@ -99,7 +99,7 @@ class LocalBatch:
         return time_limit(self._timeout * members)
 
     def _one_by_one(self, places: Iterable[int]) -> SequentialBatch:
-        trials = [Trial(self._task, self._requests[place], self._device) for place in places]
+        trials = [Trial.begin(self._task, self._requests[place], self._device) for place in places]
         return SequentialBatch(trials, self._on_steps, self._timeout)
 
     def _adopt(self, part: Part, places: Iterable[int]) -> None:

@@ -56,6 +56,7 @@ class SequentialBatch:
                 reports.append(None)
             finally:
                 self._on_steps(trial.step - before)
+            trial.keep()
             if trial.outcome is not None:
                 self._close(index, trial)
         return reports
@@ -103,7 +104,7 @@ class SequentialEngine:
 
     def open(self, requests: Sequence[TrialRequest]) -> SequentialBatch:
         """See `Engine.open`."""
-        trials = [Trial(self._task, request, self._device) for request in requests]
+        trials = [Trial.begin(self._task, request, self._device) for request in requests]
         return SequentialBatch(trials, self._on_steps, self._timeout)
 
     def facts(self) -> dict[str, Any]:
