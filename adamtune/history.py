@@ -29,7 +29,7 @@ class Outcome(StrEnum):
     FAILED = "failed"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Ramp:
     """An exponential lr ramp from `start` to `end` over `steps` updates, in place of the recipe's lr, schedule and
     switch.
@@ -47,7 +47,7 @@ class Ramp:
         return math.exp((1 - share) * math.log(self.start) + share * math.log(self.end))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TrialRequest:
     """One training run to do: one recipe, one seed, up to `horizon` optimizer steps."""
 
@@ -85,7 +85,11 @@ class TrialRequest:
         return self.ramp.group if self.ramp else None
 
 
-@dataclass(frozen=True)
+_NOTHING: Mapping[str, float] = {}
+"""Shared by the rungs without a record: a sweep holds tens of thousands."""
+
+
+@dataclass(frozen=True, slots=True)
 class RungReport:
     """What was measured when a trial reached a rung."""
 
@@ -100,9 +104,11 @@ class RungReport:
     def __post_init__(self) -> None:
         """Take the losses from any sequence."""
         object.__setattr__(self, "train_losses", array("d", self.train_losses))
+        if not self.probe:
+            object.__setattr__(self, "probe", _NOTHING)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TrialResult:
     """A trial that has ended. `steps` counts every optimizer step it trained, also those past a divergence."""
 

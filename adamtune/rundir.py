@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -137,6 +137,13 @@ class RunDir:
     def write(self, name: str, text: str) -> None:
         """Put a whole file in place at once."""
         write_atomically(self.file(name), text)
+
+    def write_lines(self, name: str, parts: Iterable[str]) -> None:
+        """The same for a text that comes in parts, of which one is in memory at a time."""
+        path = self.file(name)
+        with writing(path), replacing(path) as out:
+            for part in parts:
+                out.write(part.encode("utf-8"))
 
     def write_json(self, name: str, data: Any) -> None:
         """The same for plain data; numbers that JSON cannot say (NaN, infinity) become null."""

@@ -44,7 +44,7 @@ from adamtune.plan import (
 from adamtune.randomness import RandomState
 from adamtune.recipe import Recipe
 from adamtune.report.html import report_html
-from adamtune.report.tables import curves_table, probe_table, trials_table
+from adamtune.report.tables import curves_table, probe_table, table_lines, trials_table
 from adamtune.rundir import RunDir
 from adamtune.search import close_storage, open_storage, refuse_known_run, storage_faults_told
 from adamtune.search.former_runs import learned_starts
@@ -139,9 +139,8 @@ class _Notes(Progress):
 
     def write_tables(self) -> None:
         """The trials so far, as tables."""
-        self._run.write(rundir.TRIALS, trials_table(self.records).to_csv(index=False))
-        self._run.write(rundir.CURVES, curves_table(self.records).to_csv(index=False))
-        self._run.write(rundir.PROBE, probe_table(self.records).to_csv(index=False))
+        for name, table in ((rundir.TRIALS, trials_table), (rundir.CURVES, curves_table), (rundir.PROBE, probe_table)):
+            self._run.write_lines(name, table_lines(table, self.records))
 
 
 @must_return()

@@ -39,7 +39,7 @@ class ResumableBatch:
         self, engine: Engine, requests: Sequence[TrialRequest], finished: FinishedTrials, interruption: Interruption
     ) -> None:
         """Train with `engine` what is not in `finished`."""
-        self._engine, self._finished, self._interruption = engine, finished, interruption
+        self._engine, self._asked, self._finished, self._interruption = engine, requests, finished, interruption
         self._places = [finished.place(request) for request in requests]
         self._requests = [
             replace(request, checkpoint=finished.checkpoint(place))
@@ -101,7 +101,7 @@ class ResumableBatch:
             self._finished.add(
                 [(self._places[index], result) for index, result in new.items() if self._ended(index, result)]
             )
-            self._results = [found[index] for index in range(len(self._requests))]
+            self._results = [replace(found[index], request=request) for index, request in enumerate(self._asked)]
         return self._results
 
     @property

@@ -32,7 +32,7 @@ class BudgetSpent(AdamtuneError):
     """The next trials would cost more than is left. The plan catches it and keeps the incumbent."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TrialRecord:
     """One trial of a sweep, as `trials.csv` and `curves.csv` tell it."""
 
