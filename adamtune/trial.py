@@ -182,6 +182,8 @@ class Trial:
         self._kept_at = self._history.seconds
         if self._history.outcome is not None:
             return
+        if "optimizer" not in state:
+            raise ValueError("it was saved in a stack")
         with self._random.active(self._device):
             for step in range(self.step):
                 seed_torch(derive_seed(self.request.seed, Stream.STEP, step), self._device)

@@ -30,7 +30,7 @@ VERSION = 1
 
 WORTH = 100
 """A state is written once the trial has trained so many times as long as writing takes: one percent at most."""
-SYNC, _RATE = 0.02, 100e6
+SYNC, _RATE = 0.005, 100e6
 """Seconds of any write at least, and bytes a second before it was measured: those of a slow disk. A local one took 1 ms
 and 300 MB/s or more."""
 
@@ -95,24 +95,14 @@ class ModelState:
     def __init__(self, model: nn.Module) -> None:
         """Watch `model`, untrained."""
         self._model = model
-        self._others = self._fingerprint()
+        self._unsaved = unsaved(model)
 
     def read(self) -> dict[str, Any] | None:
-        """Parameters, buffers, and attributes that are plain data or tensors.
-
-        None where something else that modules keep has changed, such as a random generator: that cannot be saved.
-        """
-        if self._others is None or self._fingerprint() != self._others:
+        """Parameters, buffers and attributes; None where `unsaved` has changed, or cannot be told."""
+        if self._unsaved is None or unsaved(self._model) != self._unsaved:
             return None
-        attributes = {
-            name: {key: value for key, value in own.items() if _is_plain(value)}
-            for name, own in self._attributes().items()
-        }
-        return {
-            "tensors": {name: tensor.detach() for name, tensor in self._tensors().items()},
-            "attributes": tree_map(lambda value: value.detach() if isinstance(value, Tensor) else value, attributes),
-            "devices": tree_map(lambda value: str(value.device) if isinstance(value, Tensor) else None, attributes),
-        }
+        tensors = {name: tensor.detach() for name, tensor in self._tensors().items()}
+        return {"tensors": tensors, "attributes": attributes_of(self._model)}
 
     @torch.no_grad()
     def put_back(self, saved: Mapping[str, Any]) -> None:
@@ -121,36 +111,66 @@ class ModelState:
         if tensors.keys() != saved["tensors"].keys():
             raise ValueError("another model")
         for name, tensor in tensors.items():
-            if tensor.shape != saved["tensors"][name].shape:
-                raise ValueError(f"another shape of {name}")
-            tensor.copy_(saved["tensors"][name])
-        modules = dict(self._model.named_modules())
-        attributes = tree_map(
-            lambda value, device: value.to(device, copy=True) if isinstance(value, Tensor) else value,
-            saved["attributes"],
-            saved["devices"],
-        )
-        for name, own in attributes.items():
-            modules[name].__dict__.update(own)
+            put_tensor(tensor, saved["tensors"][name])
+        put_attributes(self._model, saved["attributes"])
 
     def _tensors(self) -> dict[str, Tensor]:
         return {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
 
-    def _attributes(self) -> dict[str, dict[str, Any]]:
-        return {
-            name: {key: value for key, value in vars(module).items() if key not in _TORCHS_OWN}
-            for name, module in self._model.named_modules()
-        }
 
-    def _fingerprint(self) -> int | None:
-        """Of all attributes that are not plain; None where one cannot be told."""
-        others = [value for own in self._attributes().values() for value in own.values() if not _is_plain(value)]
-        written = io.BytesIO()
-        try:
-            _Fingerprint(written).dump(others)
-        except Exception:  # what cannot be pickled may raise anything
-            return None
-        return zlib.crc32(written.getbuffer())
+def put_tensor(tensor: Tensor, saved: Tensor) -> None:
+    """Copy what was saved into `tensor`. Raises `ValueError` where it is of another shape, which might be stretched."""
+    if tensor.shape != saved.shape:
+        raise ValueError(f"a tensor of shape {tuple(saved.shape)} for one of {tuple(tensor.shape)}")
+    tensor.copy_(saved)
+
+
+def attributes_of(model: nn.Module) -> dict[str, Any]:
+    """What modules keep as attributes that are plain data or tensors, for `put_attributes`."""
+    values = {
+        name: {key: value for key, value in own.items() if _is_plain(value)} for name, own in _attributes(model).items()
+    }
+    return {
+        "values": tree_map(lambda value: value.detach() if isinstance(value, Tensor) else value, values),
+        "devices": tree_map(lambda value: str(value.device) if isinstance(value, Tensor) else None, values),
+    }
+
+
+def put_attributes(model: nn.Module, saved: Mapping[str, Any]) -> None:
+    """Set the attributes that `attributes_of` read."""
+    values = tree_map(
+        lambda value, device: value.to(device, copy=True) if isinstance(value, Tensor) else value,
+        saved["values"],
+        saved["devices"],
+    )
+    modules = dict(model.named_modules())
+    for name, own in values.items():
+        modules[name].__dict__.update(own)
+
+
+def unsaved(model: nn.Module) -> int | None:
+    """A checksum of all other attributes, such as a random generator: while it is that of the untrained model, nothing
+    is lost without them. None where one cannot be told.
+    """
+    others = [
+        value
+        for own in _attributes(model).values()
+        for value in own.values()
+        if not _is_plain(value) and not getattr(type(value), "forgotten", False)
+    ]
+    written = io.BytesIO()
+    try:
+        _Fingerprint(written).dump(others)
+    except Exception:  # what cannot be pickled may raise anything
+        return None
+    return zlib.crc32(written.getbuffer())
+
+
+def _attributes(model: nn.Module) -> dict[str, dict[str, Any]]:
+    return {
+        name: {key: value for key, value in vars(module).items() if key not in _TORCHS_OWN}
+        for name, module in model.named_modules()
+    }
 
 
 class _Fingerprint(pickle.Pickler):

@@ -18,9 +18,10 @@ from torch.nn import functional
 
 from adamtune import Task, rundir
 from adamtune.engines import FinishedTrials, ResumableEngine
+from adamtune.engines.local import LocalBatch
 from adamtune.engines.sequential import SequentialEngine
 from adamtune.history import Outcome, TrialRequest, TrialResult
-from adamtune.recipe import Recipe
+from adamtune.recipe import Recipe, Switch
 from adamtune.rundir import RunDir
 from adamtune.trial import Trial
 from tests.tasks_for_tests import separable
@@ -32,6 +33,7 @@ RUNGS = (10, 20, 30, 40)
 @pytest.fixture(autouse=True)
 def _kept_at_every_rung(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("adamtune.trial.WORTH", 0)
+    monkeypatch.setattr("adamtune.population.WORTH", 0)
 
 
 class Remembering(nn.Module):
@@ -164,6 +166,23 @@ def test_a_trial_of_other_data_or_another_model_begins_again(tmp_path: Path) -> 
     assert Trial.begin(larger, request, CPU).step == 0
 
 
+def normed() -> Task:
+    """With buffers of each member, a counter of all, and a number that the model keeps."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+            self.calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += self.training
+            out: Tensor = self.layers(x) * (1 + 0.01 * self.calls)
+            return out
+
+    return dataclasses.replace(separable(), make_model=Model)
+
+
 class Drawing(Remembering):
     """Has a random generator of its own, whose state is not among what torch saves."""
 
@@ -281,3 +300,55 @@ def test_a_trial_that_was_saved_at_other_rungs_begins_again(tmp_path: Path) -> N
     again.advance(15)
     assert counting.steps == 2 * 15
     assert [result.steps for result in again.results()] == [15, 15]
+
+
+def stack(task: Task, requests: list[TrialRequest], steps: Counting) -> LocalBatch:
+    return LocalBatch(task, requests, CPU, 8, False, steps, lambda note: pytest.fail(note))
+
+
+def members(path: Path) -> list[TrialRequest]:
+    recipes = [Recipe(lr=0.01), Recipe(optimizer="sgd", lr=0.1), Recipe(lr=0.03, switch=SWITCH), Recipe(lr=0.01)]
+    return [
+        TrialRequest(recipe, seed, horizon=40, probe=True, checkpoint=path / f"{seed}-{place}.pt")
+        for place, recipe in enumerate(recipes)
+        for seed in (0, 1)
+    ]
+
+
+SWITCH = Switch(to="sgd", at=0.5, lr=0.05, momentum=0.9)
+
+
+@pytest.mark.parametrize("rungs", [1, 3])
+@pytest.mark.parametrize("task", [separable(), normed()])
+def test_a_stack_goes_on_to_the_bit(task: Task, rungs: int, tmp_path: Path) -> None:
+    requests = members(tmp_path)
+    unbroken = stack(task, [dataclasses.replace(request, checkpoint=None) for request in requests], Counting())
+    told = [repr(unbroken.advance(step)) for step in RUNGS]
+    before = stack(task, requests, Counting())
+    for step in RUNGS[:rungs]:
+        before.advance(step)
+    steps = Counting()
+    after = stack(task, requests, steps)
+    assert [repr(after.advance(step)) for step in RUNGS] == told
+    assert steps.steps == len(requests) * (40 - RUNGS[rungs - 1])
+    assert [repr(without_time(result)) for result in after.results()] == [
+        repr(without_time(result)) for result in unbroken.results()
+    ]
+
+
+def test_a_stack_that_was_saved_at_several_rungs_begins_again(tmp_path: Path) -> None:
+    requests = members(tmp_path)
+    stack(separable(), requests, Counting()).advance(10)
+    ahead = stack(separable(), requests[:2], Counting())
+    ahead.advance(10)
+    ahead.advance(20)
+    steps = Counting()
+    stack(separable(), requests, steps).advance(10)
+    assert steps.steps == len(requests) * 10
+
+
+def test_a_trial_alone_does_not_go_on_from_a_stack(tmp_path: Path) -> None:
+    requests = members(tmp_path)
+    stack(separable(), requests, Counting()).advance(10)
+    assert all(request.checkpoint is not None and request.checkpoint.exists() for request in requests)
+    assert Trial.begin(separable(), requests[0], CPU).step == 0

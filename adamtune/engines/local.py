@@ -76,6 +76,8 @@ class LocalBatch:
                 part = self._again(part, running)
                 with cpu_threads():
                     found = part.advance(to_step, evaluate)
+            elif isinstance(part, Population):
+                part.keep()
             for place, (home, index) in self._home.items():
                 if home is part:
                     reports[place] = found[index]
