@@ -193,6 +193,11 @@ class History:
         )
 
     @property
+    def reached(self) -> list[int]:
+        """Steps of the rungs so far."""
+        return [rung.step for rung in self._rungs]
+
+    @property
     def reports(self) -> list[RungReport | None]:
         """What `rung` has answered so far."""
         last = len(self._rungs) - 1 if self.outcome is Outcome.DIVERGED else None

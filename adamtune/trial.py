@@ -101,6 +101,11 @@ class Trial:
         """Optimizer steps done."""
         return self._history.step
 
+    @property
+    def reached(self) -> list[int]:
+        """The rungs it will tell again before it trains further."""
+        return self._history.reached[: len(self._told)]
+
     def advance(self, to_step: int, evaluate: bool = True) -> RungReport | None:
         """Train up to `to_step` steps in all, then evaluate; the report, or None when the trial has ended.
 

@@ -52,10 +52,8 @@ def write_state(request: TrialRequest, history: History, parts: Mapping[str, Any
     began = time.perf_counter()
     if request.checkpoint is not None:
         state = {"version": VERSION, "request": request.key, "history": history.state(), **parts}
-        with suppress(OSError, RuntimeError):  # torch's writer raises the latter
-            request.checkpoint.parent.mkdir(exist_ok=True)
-            with replacing(request.checkpoint) as file:
-                torch.save(state, file)
+        with suppress(OSError, RuntimeError), replacing(request.checkpoint) as file:  # torch raises the latter
+            torch.save(state, file)
     return time.perf_counter() - began
 
 

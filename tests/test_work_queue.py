@@ -229,6 +229,38 @@ def test_a_worker_imports_what_its_owner_has_named_and_nothing_else(tmp_path: Pa
     assert not (tmp_path / "hit").exists()
 
 
+def test_a_worker_goes_on_from_the_state_that_a_dead_one_has_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adamtune.trial.WORTH", 0)
+    steps: list[int] = []
+
+    def counted() -> Task:
+        own = task()
+        return replace(own, loss=lambda model, batch: (steps.append(model.training), own.loss(model, batch))[1])
+
+    rungs, state = ((7, True), (12, False), (24, True)), 32 * "a" + ".pt"
+    whole = HeldTrials(task(), CPU).do(Job(0, ASKED[0], rungs)).result
+    HeldTrials(task(), CPU, tmp_path).do(Job(0, ASKED[0], rungs[:2], state=state))
+    assert [path.name for path in tmp_path.iterdir()] == [state]
+    assert_same([HeldTrials(counted(), CPU, tmp_path).do(Job(0, ASKED[0], rungs, state=state)).result], [whole], 0.0)
+    assert sum(steps) == 24 - 12
+    others = ((7, True), (13, False), (24, True))
+    HeldTrials(task(), CPU, tmp_path).do(Job(0, ASKED[0], rungs[:2], state=state))
+    steps.clear()
+    HeldTrials(counted(), CPU, tmp_path).do(Job(0, ASKED[0], others, state=state))
+    assert sum(steps) == 24, "it was saved at other rungs"
+
+
+@pytest.mark.parametrize("name", ["../out.pt", "out.pt", "", "/" + 31 * "a" + ".pt"])
+def test_a_job_names_no_file_but_a_state(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adamtune.trial.WORTH", 0)
+    folder = tmp_path / "states"
+    folder.mkdir()
+    HeldTrials(task(), CPU, folder).do(Job(0, ASKED[0], ((7, True),), state=name))
+    assert [path.name for path in tmp_path.rglob("*")] == ["states"]
+
+
 def test_an_answer_that_names_any_class_becomes_an_error_of_ours_only() -> None:
     job = Job(0, ASKED[0], ())
     raising = HeldTrials(worker_tasks.raising(), CPU)

@@ -29,6 +29,17 @@ def worker(
             show_default=False,
         ),
     ] = None,
+    checkpoints: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder `checkpoints` of the run, where this machine sees it: trials whose worker died go on from "
+            "their last rung.",
+            envvar="ADAMTUNE_CHECKPOINTS",
+            show_envvar=True,
+            show_default=False,
+            file_okay=False,
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="Where to train: auto, cpu, cuda, cuda:1.")] = "auto",
     idle: Annotated[float, typer.Option(min=0, help="Seconds to wait for the sweep to begin, or to go on.")] = 600.0,
 ) -> int:
@@ -41,6 +52,6 @@ def worker(
     from adamtune.search import open_storage
 
     opened = open_storage(storage, Path(), typer.echo)
-    serving = Worker(opened, study, task_loader(task), pick_device(device), idle, typer.echo)
+    serving = Worker(opened, study, task_loader(task), pick_device(device), idle, typer.echo, checkpoints)
     typer.echo(f"worker {serving.name}: {serving.serve()}")
     return ExitCode.DONE

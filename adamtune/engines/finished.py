@@ -39,6 +39,9 @@ class FinishedTrials:
         self._lines: dict[Place, dict[str, Any]] = {}
         self.seconds_before = 0.0
         """What earlier sittings of the sweep took, up to the last trial that ended."""
+        if path is not None:
+            with suppress(OSError):  # without it no state is kept
+                path.with_name(CHECKPOINTS).mkdir(exist_ok=True)
         if path is not None and path.exists():
             for data in read_lines(path):
                 with suppress(KeyError, TypeError, ValueError):  # of another version, or nobody's: not known
