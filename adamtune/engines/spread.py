@@ -65,6 +65,7 @@ class SpreadEngine:
         """See `Engine.open`."""
         trials = [_Trial(next(self._numbers), request) for request in requests]
         self._open |= {trial.number for trial in trials}
+        self._workplace.keep(self._open)
         return SpreadBatch(self, trials)
 
     def facts(self) -> dict[str, Any]:
