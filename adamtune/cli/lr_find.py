@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from adamtune.cli import imports
 from adamtune.errors import ExitCode, InputError
 
 if TYPE_CHECKING:
@@ -57,13 +58,14 @@ def lr_find(
     arguments = parse_task_args(task_arg or [])
     if plot is not None and (plot.is_dir() or not plot.parent.is_dir()):
         raise InputError(f"--plot {plot}: name a file in a folder that exists")
-    from adamtune.lr_finder import lr_find as find
-    from adamtune.recipe import load_recipe
-    from adamtune.report import terminal
-    from adamtune.report.live import steps_progress
-    from adamtune.report.lr_plot import lr_html_plot, lr_terminal_plot
-    from adamtune.rundir import write_atomically
-    from adamtune.task import load_task
+    with imports.quickly():
+        from adamtune.lr_finder import lr_find as find
+        from adamtune.recipe import load_recipe
+        from adamtune.report import terminal
+        from adamtune.report.live import steps_progress
+        from adamtune.report.lr_plot import lr_html_plot, lr_terminal_plot
+        from adamtune.rundir import write_atomically
+        from adamtune.task import load_task
 
     base = load_recipe(recipe) if recipe else None
     loaded = load_task(task, arguments)

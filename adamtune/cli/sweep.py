@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from adamtune.cli import imports
 from adamtune.cli.interrupts import after_the_rung
 from adamtune.errors import ExitCode, StorageError, UnwritableError
 from adamtune.passwords import without_passwords
@@ -50,11 +51,12 @@ def sweep(
     from adamtune.spec import load_spec
 
     loaded = load_spec(spec, overrides)
-    from adamtune.report import terminal
-    from adamtune.report.live import SweepScreen
-    from adamtune.rundir import next_run_dir
-    from adamtune.sweeps import plan_of
-    from adamtune.sweeps import sweep as run_sweep
+    with imports.quickly():
+        from adamtune.report import terminal
+        from adamtune.report.live import SweepScreen
+        from adamtune.rundir import next_run_dir
+        from adamtune.sweeps import plan_of
+        from adamtune.sweeps import sweep as run_sweep
 
     if dry_run:
         plan = plan_of(loaded)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from adamtune.cli import imports
 from adamtune.errors import ExitCode
 
 
@@ -36,9 +37,10 @@ def worker(
 
     Example: adamtune worker --storage postgresql://me@db/tuning --study digits-1
     """
-    from adamtune.engines import pick_device
-    from adamtune.engines.worker import Worker, task_loader
-    from adamtune.search import open_storage
+    with imports.quickly():
+        from adamtune.engines import pick_device
+        from adamtune.engines.worker import Worker, task_loader
+        from adamtune.search import open_storage
 
     opened = open_storage(storage, Path(), typer.echo)
     serving = Worker(opened, study, task_loader(task), pick_device(device), idle, typer.echo)
