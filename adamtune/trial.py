@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -69,8 +69,12 @@ class Trial:
         """Optimizer steps done."""
         return self._history.step
 
-    def advance(self, to_step: int, evaluate: bool = True) -> RungReport | None:
+    def advance(
+        self, to_step: int, evaluate: bool = True, on_steps: Callable[[int], None] = lambda steps: None
+    ) -> RungReport | None:
         """Train up to `to_step` steps in all, then evaluate; the report, or None when the trial has ended.
+
+        `on_steps(n)` hears of every n steps trained, whenever the losses are looked at.
 
         A divergence ends the trial and is no error. What the task's own code raises is a `TaskError`, unless the
         parameters had already become non-finite: then that is how the divergence showed.
@@ -81,6 +85,7 @@ class Trial:
         to_step = min(to_step, self.request.horizon)
         values: dict[str, float] = {}
         self._probed = {}
+        told = self.step
         with self._random.active(self._device):
             try:
                 self._model.train()
@@ -88,6 +93,8 @@ class Trial:
                     self._train_step(probe=self.step + 1 == to_step)
                     if len(self._unread) >= INSPECT_EVERY or self.step == to_step:
                         self._inspect_losses()
+                        on_steps(self.step - told)
+                        told = self.step
                 if self.outcome is None and evaluate:
                     values = self._evaluate()
             except AdamtuneError:

@@ -53,7 +53,7 @@ def sweep(
     loaded = load_spec(spec, overrides)
     with imports.quickly():
         from adamtune.report import terminal
-        from adamtune.report.live import SweepScreen
+        from adamtune.report.live import sweep_progress
         from adamtune.rundir import next_run_dir
         from adamtune.sweeps import plan_of
         from adamtune.sweeps import sweep as run_sweep
@@ -67,8 +67,8 @@ def sweep(
         return ExitCode.DONE
     target = run_dir or next_run_dir(spec.stem)
     try:
-        with SweepScreen(target, quiet=json) as screen, after_the_rung(screen.on_note) as stop:
-            result = run_sweep(loaded, target, screen, learn_from or (), stop)
+        with sweep_progress(loaded, target, quiet=json) as told, after_the_rung(told.on_note) as stop:
+            result = run_sweep(loaded, target, told, learn_from or (), stop)
     except KeyboardInterrupt:
         kept = f"what has been measured is in {target}; {_again(spec, target, again)} goes on from there"
         typer.echo(f"adamtune: interrupted; {kept}", err=True)

@@ -15,6 +15,22 @@ from adamtune.engines.finished import FinishedTrials
 from adamtune.history import Outcome, RungReport, TrialRequest, TrialResult
 
 
+class TrialWatch:
+    """Hears of trials as they train, batch by batch: `requests` is the same sequence each time. A subclass may listen.
+
+    It is told when trials meet, so what it does costs nothing per step.
+    """
+
+    def on_begin(self, requests: Sequence[TrialRequest]) -> None:
+        """These trials begin, side by side."""
+
+    def on_rung(self, requests: Sequence[TrialRequest], reports: Sequence[RungReport | None]) -> None:
+        """They have come to a rung; None from each that has ended."""
+
+    def on_end(self, requests: Sequence[TrialRequest]) -> None:
+        """None of them trains any more."""
+
+
 class Interruption:
     """Whether a sweep was interrupted, and is to be."""
 
@@ -34,10 +50,17 @@ class ResumableBatch:
     """Trials of which some are known; see `engines.TrialBatch`."""
 
     def __init__(
-        self, engine: Engine, requests: Sequence[TrialRequest], finished: FinishedTrials, interruption: Interruption
+        self,
+        engine: Engine,
+        requests: Sequence[TrialRequest],
+        finished: FinishedTrials,
+        interruption: Interruption,
+        watch: TrialWatch,
     ) -> None:
         """Train with `engine` what is not in `finished`."""
         self._engine, self._requests, self._finished, self._interruption = engine, requests, finished, interruption
+        self._watch = watch
+        watch.on_begin(requests)
         self._places = [finished.place(request) for request in requests]
         told = [finished.pop(place, request) for place, request in zip(self._places, requests, strict=True)]
         self._known = {index: result for index, result in enumerate(told) if result is not None}
@@ -67,6 +90,7 @@ class ResumableBatch:
         except BaseException:
             self._interruption.came = True
             raise
+        self._watch.on_rung(self._requests, reports)
         return reports
 
     def prune(self, index: int) -> None:
@@ -87,6 +111,7 @@ class ResumableBatch:
                 ended = [(self._places[index], result) for index, result in new.items() if self._ended(index, result)]
                 self._finished.add(ended)
             self._results = [found[index] for index in range(len(self._requests))]
+            self._watch.on_end(self._requests)
         return self._results
 
     @property
@@ -128,16 +153,21 @@ class ResumableEngine:
     """Trains with another engine what no earlier sitting has trained."""
 
     def __init__(
-        self, engine: Engine, finished: FinishedTrials | None = None, stop: Callable[[], bool] = lambda: False
+        self,
+        engine: Engine,
+        finished: FinishedTrials | None = None,
+        stop: Callable[[], bool] = lambda: False,
+        watch: TrialWatch | None = None,
     ) -> None:
         """`finished` keeps what ends; `stop` is asked before every rung whether to interrupt the sweep there."""
         self.name = engine.name
+        self._watch = watch or TrialWatch()
         self._engine, self._interruption = engine, Interruption(stop)
         self._finished = finished if finished is not None else FinishedTrials()
 
     def open(self, requests: Sequence[TrialRequest]) -> ResumableBatch:
         """See `Engine.open`."""
-        return ResumableBatch(self._engine, requests, self._finished, self._interruption)
+        return ResumableBatch(self._engine, requests, self._finished, self._interruption, self._watch)
 
     def facts(self) -> dict[str, Any]:
         """See `Engine.facts`."""
