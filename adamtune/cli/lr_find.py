@@ -47,6 +47,7 @@ def lr_find(
     memory: Annotated[float, typer.Option(help="Share of the free memory that trials side by side may take.")] = 0.6,
     plot: Annotated[Path | None, typer.Option(help="Also write the curve as an HTML page here.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but the result and errors.")] = False,
 ) -> int:
     """Find the learning rate for a run of --horizon steps.
 
@@ -69,7 +70,7 @@ def lr_find(
 
     base = load_recipe(recipe) if recipe else None
     loaded = load_task(task, arguments)
-    with steps_progress(quiet=json) as on_steps:
+    with steps_progress(quiet=json or quiet) as on_steps:
         result = find(
             loaded,
             steps=steps,
@@ -87,7 +88,7 @@ def lr_find(
             engine=engine,
             memory=memory,
             on_steps=on_steps,
-            on_note=lambda note: typer.echo(f"adamtune: {note}", err=True),
+            on_note=lambda note: None if quiet else typer.echo(f"adamtune: {note}", err=True),
         )
     if plot is not None:
         write_atomically(plot, lr_html_plot(result))

@@ -38,6 +38,7 @@ def sweep(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan, cost and time; keep nothing.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but the result and errors.")] = False,
 ) -> int:
     """Tune the recipe of a training run and write down the best, with the evidence.
 
@@ -67,7 +68,7 @@ def sweep(
         return ExitCode.DONE
     target = run_dir or next_run_dir(spec.stem)
     try:
-        with sweep_progress(loaded, target, quiet=json) as told, after_the_rung(told.on_note) as stop:
+        with sweep_progress(loaded, target, quiet=json or quiet) as told, after_the_rung(told.on_note) as stop:
             result = run_sweep(loaded, target, told, learn_from or (), stop)
     except KeyboardInterrupt:
         kept = f"what has been measured is in {target}; {_again(spec, target, again)} goes on from there"

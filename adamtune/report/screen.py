@@ -17,6 +17,7 @@ from adamtune.report.wording import number
 from adamtune.rundir import FINAL
 
 _MARKS = {Verdict.CHANGED: "✓", Verdict.KEPT: "=", Verdict.MEASURED: "≈", Verdict.UNASKED: "-"}
+_STYLES = {str(Severity.WARNING): "yellow"}
 _NOW, _TO_COME = "▸", "·"
 _IN_ASCII = str.maketrans({"✓": "+", "≈": "~", "▸": ">", "·": ".", "━": "#", "─": "-"})
 
@@ -160,12 +161,8 @@ def _label(so_far: SoFar, trial: Running) -> str:
 
 
 def _said(so_far: SoFar) -> list[Text]:
-    """Notes, then findings: what comes last is the last to be left out."""
-    findings = [told.finding for told in so_far.findings[-_SAID_AT_ALL:]]
-    return [Text(note, "dim") for note in so_far.notes[-_SAID_AT_ALL:]] + [
-        Text(f"{each.severity}: {each.told}", "yellow" if each.severity is Severity.WARNING else "")
-        for each in findings
-    ]
+    """Notes and findings; what came last is the last to be left out."""
+    return [Text(text, _STYLES.get(text.split(":")[0], "")) for text in so_far.said[-_SAID_AT_ALL:]]
 
 
 def _wrapped(line: Text, width: int) -> list[Text]:

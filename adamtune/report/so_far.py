@@ -55,8 +55,8 @@ class SoFar(Progress):
         self.trials = 0
         """Trials that have ended."""
         self.incumbent = spec.base
-        self.notes: list[str] = []
-        self.findings: list[Told] = []
+        self.said: list[str] = []
+        """Notes and findings, as they came."""
         self._clock, self._began = clock, clock()
         self._running: dict[int, Running] = {}
         self._ended_steps = self._under_way = self._trained = self._stage_start = 0
@@ -162,7 +162,7 @@ class SoFar(Progress):
 
     def on_note(self, note: str) -> None:
         """See `Progress`."""
-        self.notes.append(note)
+        self.said.append(note)
 
     def on_trial(self, record: TrialRecord) -> None:
         """See `Progress`."""
@@ -181,7 +181,7 @@ class SoFar(Progress):
 
     def on_findings(self, findings: Sequence[Told]) -> None:
         """See `Progress`."""
-        self.findings.extend(findings)
+        self.said.extend(f"{told.finding.severity}: {told.finding.told}" for told in findings)
 
 
 def changes(before: Recipe, after: Recipe) -> list[str]:
