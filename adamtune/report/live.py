@@ -77,7 +77,7 @@ def sweep_progress(spec: Spec, run_dir: Path, quiet: bool) -> Iterator[Progress]
 class SweepLines(SoFar):
     """A sweep in lines: what is asked and answered, and in between how far it is."""
 
-    def __init__(self, spec: Spec, run_dir: Path, console: Console) -> None:
+    def __init__(self, spec: Spec, run_dir: Path, console: PlainConsole) -> None:
         """Print to `console`."""
         super().__init__(spec, run_dir)
         self._console = console
@@ -86,19 +86,19 @@ class SweepLines(SoFar):
     def on_plan(self, plan: Plan, groups: Sequence[ParamGroup]) -> None:
         """See `Progress`."""
         super().on_plan(plan, groups)
-        self._console.print(f"run directory: {self.run_dir}")
+        self._console.tell(f"run directory: {self.run_dir}")
         for group in groups:
-            self._console.print(
+            self._console.tell(
                 f"param group {group.name}: {group.tensors} tensors, {group.parameters:,} parameters, "
                 f"lr {group.lr:g}, weight_decay {group.weight_decay:g}"
             )
         names = ", ".join(stage.name for stage in plan.stages)
-        self._console.print(f"stages: {names}, then default against recommended; at most {plan.steps:,} steps")
+        self._console.tell(f"stages: {names}, then default against recommended; at most {plan.steps:,} steps")
 
     def on_stage(self, name: str, question: str) -> None:
         """See `Progress`."""
         super().on_stage(name, question)
-        self._console.print(f"{name}: {question}", style="bold")
+        self._console.tell(f"{name}: {question}", style="bold")
 
     def on_steps(self, steps: int) -> None:
         """See `Progress`."""
@@ -109,7 +109,7 @@ class SweepLines(SoFar):
     def on_note(self, note: str) -> None:
         """See `Progress`."""
         super().on_note(note)
-        self._console.print(f"  {note}")
+        self._console.tell(f"  {note}", 4)
 
     def on_trial(self, record: TrialRecord) -> None:
         """See `Progress`."""
@@ -121,18 +121,18 @@ class SweepLines(SoFar):
         """See `Progress`."""
         super().on_answer(answer)
         change = f"{number(answer.before)} -> {number(answer.after)}, " if answer.before != answer.after else ""
-        self._console.print(f"  {answer.verdict}: {change}{answer.reason}")
+        self._console.tell(f"  {answer.verdict}: {change}{answer.reason}", 4)
 
     def on_findings(self, findings: Sequence[Told]) -> None:
         """See `Progress`."""
         super().on_findings(findings)
         for told in findings:
-            self._console.print(f"  {told.finding.severity}: {told.finding.told}; {told.finding.advice}")
+            self._console.tell(f"  {told.finding.severity}: {told.finding.told}; {told.finding.advice}", 4)
 
     def _print_line(self) -> None:
         self._line_trials, self._line_time = self.trials, self.elapsed
         told = [f"{self.stage}: {self.trials} trials", *spent_told(self), *standing_told(self)]
-        self._console.print("  " + ", ".join(told))
+        self._console.tell("  " + ", ".join(told), 4)
 
 
 @contextmanager
