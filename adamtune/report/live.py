@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
@@ -155,10 +157,31 @@ def _drawn(so_far: SoFar, console: Console) -> Iterator[None]:
                 live.refresh()
 
     thread = threading.Thread(target=draw, name="screen", daemon=True)
-    with live:
+    with live, _left_when_killed(live):
         thread.start()
         try:
             yield
         finally:
             ended.set()
             thread.join()
+
+
+@contextmanager
+def _left_when_killed(live: Live) -> Iterator[None]:
+    """Give the terminal back also where the process is told to end by `kill`, which ends Python at once."""
+    owner = os.getpid()
+
+    def killed(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == owner:  # not a worker that was forked
+            live.stop()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    if threading.current_thread() is not threading.main_thread():  # only there can signals be caught
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, killed)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -46,13 +46,11 @@ def screen_lines(so_far: SoFar, width: int, height: int, ascii_only: bool = Fals
     room = height - len(top)
     for_said = min(len(said), _SAID, max(0, room - 3))
     for_trials = min(len(trials), _LEAST_TRIALS) + 1
-    plan = _plan(so_far, width, room - for_said - for_trials)
-    room -= len(plan) + for_said
-    shown = _trials(so_far, trials, width, room, BLOCKS if not ascii_only else ASCII)
-    room -= len(shown)
-    for_said += min(room, len(said) - for_said)
+    plan = _plan(so_far, width, max(room - for_said - for_trials, min(3, room - for_said - 1)))
+    shown = _trials(so_far, trials, width, room - len(plan) - for_said, BLOCKS if not ascii_only else ASCII)
+    room -= len(plan) + len(shown)
     whole = [part for line in said for part in _wrapped(line, width)]
-    said = whole if len(whole) <= for_said + room else said[len(said) - for_said :]
+    said = whole if len(whole) <= room else said[max(0, len(said) - room) :]
     lines = [*top, *plan, *shown, *said][:height]
     return [_cut(line, width, ascii_only) for line in lines]
 

@@ -99,7 +99,9 @@ class SoFar(Progress):
     def eta(self) -> float:
         """Seconds that are left, by the speed of the last minute; NaN where nothing was trained yet."""
         now = self._clock()
-        self._samples.append((now, self._trained))
+        if self._trained > self._samples[-1][1]:
+            self._samples.append((now, self._trained))
+        # Where a rung takes longer than a minute, since the rung before.
         while len(self._samples) > 2 and now - self._samples[1][0] > _RATE_SECONDS:
             self._samples.popleft()
         then, before = self._samples[0]
