@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import re
@@ -12,11 +13,13 @@ from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
+from rich.console import Group
 
 from adamtune.diagnosis import Finding, Severity, Told
 from adamtune.evidence import Verdict
 from adamtune.history import Outcome, TrialResult
 from adamtune.plan import make_plan
+from adamtune.report.console import PlainConsole
 from adamtune.report.screen import screen_lines
 from adamtune.report.so_far import SoFar, clock, spent_told, standing_told
 from adamtune.report.sparkline import ASCII, binned, sparkline
@@ -189,6 +192,22 @@ def test_what_was_said_last_stays(watched: Watched) -> None:
     filled(watched)
     watched.so_far.on_note("stopping after this rung")
     assert watched.screen()[-1] == "stopping after this rung"
+
+
+def test_no_color_takes_the_colours_off(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(watched)
+    drawn = {}
+    for no_color in (False, True):
+        monkeypatch.delenv("NO_COLOR", raising=False)
+        if no_color:
+            monkeypatch.setenv("NO_COLOR", "1")
+        console = PlainConsole(file=io.StringIO(), force_terminal=True, color_system="standard", width=80, height=24)
+        with console.capture() as capture:
+            console.print(Group(*screen_lines(watched.so_far, 80, 24)))
+        drawn[no_color] = capture.get()
+    assert "\x1b[32m" in drawn[False]
+    assert set(re.findall(r"\x1b\[[\d;]*m", drawn[True])) == {"\x1b[1m", "\x1b[2m", "\x1b[0m"}
+    assert without_codes(drawn[False]) == without_codes(drawn[True])
 
 
 # --- the command
