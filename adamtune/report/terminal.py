@@ -111,7 +111,7 @@ def _steps_to(measured: Mapping[str, Any]) -> str:
 
 
 def print_runs(runs: Mapping[Path, Mapping[str, Any]]) -> None:
-    """One line a run."""
+    """One line a run, in a pipe however long; at a terminal long names go on below."""
     if not runs:
         _out().print("no finished runs in runs/; start one with: adamtune sweep configs/digits.yaml")
         return
@@ -122,7 +122,10 @@ def print_runs(runs: Mapping[Path, Mapping[str, Any]]) -> None:
         means = [number(result[name]["mean"]) for name in ("default", "recommended")]
         objective, steps = result["objective"]["name"], f"{result['steps_used']:,}"
         table.add_row(str(path), result["task"]["ref"], objective, *means, steps)
-    _out().print(table)
+    out = _out()
+    if not out.is_terminal:
+        out.width = 10_000
+    out.print(table)
 
 
 def print_recipes(recipes: Mapping[str, str]) -> None:
