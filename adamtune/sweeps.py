@@ -53,7 +53,7 @@ from adamtune.stages.context import Budget, Seeds, StageAnswer, StageContext, Tr
 from adamtune.stages.costs import budget_steps
 from adamtune.task import Task, load_task
 from adamtune.task_calls import must_return
-from adamtune.trial import TrialRequest, new_model
+from adamtune.trial import RungReport, TrialRequest, new_model
 from adamtune.yaml_text import nearest
 
 RESULT_VERSION = 1
@@ -118,6 +118,15 @@ class _Notes(Progress):
     def on_steps(self, steps: int) -> None:
         self._audience.on_steps(steps)
 
+    def on_begin(self, requests: Sequence[TrialRequest]) -> None:
+        self._audience.on_begin(requests)
+
+    def on_rung(self, requests: Sequence[TrialRequest], reports: Sequence[RungReport | None]) -> None:
+        self._audience.on_rung(requests, reports)
+
+    def on_end(self, requests: Sequence[TrialRequest]) -> None:
+        self._audience.on_end(requests)
+
     def on_note(self, note: str) -> None:
         self._run.log(note)
         self._audience.on_note(note)
@@ -136,6 +145,12 @@ class _Notes(Progress):
         self._run.log(f"{answer.stage}: {answer.verdict}: {answer.reason}")
         self._audience.on_answer(answer)
         self.write_tables()
+
+    def on_findings(self, findings: Sequence[Told]) -> None:
+        for told in findings:
+            seeds = f" ({told.seeds} of {told.of} seeds)" if told.of > 1 else ""
+            self._run.log(f"{told.finding.severity}: {told.finding.told}{seeds}")
+        self._audience.on_findings(findings)
 
     def write_tables(self) -> None:
         """The trials so far, as tables."""
@@ -200,11 +215,12 @@ def sweep(
             learned=learned,
             finished=finished,
             stop=stop,
+            watch=notes,
         )
         began -= finished.seconds_before
         if spec.budget.time is not None:
             context.budget.deadline = began + spec.budget.time
-        notes.on_plan(plan, groups)
+        notes.on_plan(dataclasses.replace(plan, seconds_before=finished.seconds_before), groups)
         for note in told:
             notes.on_note(note)
         with _last_words(run, notes, engine), storage_faults_told(spec.storage):

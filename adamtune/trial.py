@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -106,8 +106,12 @@ class Trial:
         """The rungs it will tell again before it trains further."""
         return self._history.reached[: len(self._told)]
 
-    def advance(self, to_step: int, evaluate: bool = True) -> RungReport | None:
+    def advance(
+        self, to_step: int, evaluate: bool = True, on_steps: Callable[[int], None] = lambda steps: None
+    ) -> RungReport | None:
         """Train up to `to_step` steps in all, then evaluate; the report, or None when the trial has ended.
+
+        `on_steps(n)` hears of every n steps trained, whenever the losses are looked at.
 
         A divergence ends the trial and is no error. What the task's own code raises is a `TaskError`, unless the
         parameters had already become non-finite: then that is how the divergence showed.
@@ -120,6 +124,7 @@ class Trial:
         to_step = min(to_step, self.request.horizon)
         values: dict[str, float] = {}
         self._probed = {}
+        told = self.step
         with self._random.active(self._device):
             try:
                 self._model.train()
@@ -127,6 +132,8 @@ class Trial:
                     self._train_step(last=self.step + 1 == to_step)
                     if len(self._unread) >= INSPECT_EVERY or self.step == to_step:
                         self._inspect_losses()
+                        on_steps(self.step - told)
+                        told = self.step
                 if self.outcome is None and evaluate:
                     values = self._evaluate()
             except AdamtuneError:

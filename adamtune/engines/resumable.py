@@ -17,6 +17,22 @@ from adamtune.history import Outcome, RungReport, TrialRequest, TrialResult
 from adamtune.trial_state import saved_result
 
 
+class TrialWatch:
+    """Hears of trials as they train, batch by batch: `requests` is the same sequence each time. A subclass may listen.
+
+    It is told when trials meet, so what it does costs nothing per step.
+    """
+
+    def on_begin(self, requests: Sequence[TrialRequest]) -> None:
+        """These trials begin, side by side."""
+
+    def on_rung(self, requests: Sequence[TrialRequest], reports: Sequence[RungReport | None]) -> None:
+        """They have come to a rung; None from each that has ended."""
+
+    def on_end(self, requests: Sequence[TrialRequest]) -> None:
+        """None of them trains any more."""
+
+
 class Interruption:
     """Whether a sweep was interrupted, and is to be."""
 
@@ -36,10 +52,17 @@ class ResumableBatch:
     """Trials of which some are known; see `engines.TrialBatch`."""
 
     def __init__(
-        self, engine: Engine, requests: Sequence[TrialRequest], finished: FinishedTrials, interruption: Interruption
+        self,
+        engine: Engine,
+        requests: Sequence[TrialRequest],
+        finished: FinishedTrials,
+        interruption: Interruption,
+        watch: TrialWatch,
     ) -> None:
         """Train with `engine` what is not in `finished`."""
         self._engine, self._asked, self._finished, self._interruption = engine, requests, finished, interruption
+        self._watch = watch
+        watch.on_begin(requests)
         self._places = [finished.place(request) for request in requests]
         self._requests = [
             replace(request, checkpoint=finished.checkpoint(place))
@@ -76,6 +99,7 @@ class ResumableBatch:
         except BaseException:
             self._interruption.came = True
             raise
+        self._watch.on_rung(self._asked, reports)
         return reports
 
     def prune(self, index: int) -> None:
@@ -102,6 +126,7 @@ class ResumableBatch:
                 [(self._places[index], result) for index, result in new.items() if self._ended(index, result)]
             )
             self._results = [replace(found[index], request=request) for index, request in enumerate(self._asked)]
+            self._watch.on_end(self._asked)
         return self._results
 
     @property
@@ -157,16 +182,21 @@ class ResumableEngine:
     """Trains with another engine what no earlier sitting has trained."""
 
     def __init__(
-        self, engine: Engine, finished: FinishedTrials | None = None, stop: Callable[[], bool] = lambda: False
+        self,
+        engine: Engine,
+        finished: FinishedTrials | None = None,
+        stop: Callable[[], bool] = lambda: False,
+        watch: TrialWatch | None = None,
     ) -> None:
         """`finished` keeps what ends; `stop` is asked before every rung whether to interrupt the sweep there."""
         self.name = engine.name
+        self._watch = watch or TrialWatch()
         self._engine, self._interruption = engine, Interruption(stop)
         self._finished = finished if finished is not None else FinishedTrials()
 
     def open(self, requests: Sequence[TrialRequest]) -> ResumableBatch:
         """See `Engine.open`."""
-        return ResumableBatch(self._engine, requests, self._finished, self._interruption)
+        return ResumableBatch(self._engine, requests, self._finished, self._interruption, self._watch)
 
     def facts(self) -> dict[str, Any]:
         """See `Engine.facts`."""
