@@ -18,6 +18,7 @@ from adamtune.report.probe_section import probe_section
 from adamtune.report.reproduce import file_text, reproduce_section
 from adamtune.report.stage_section import stage_section
 from adamtune.report.trials_section import trials_section
+from adamtune.report.unfinished import is_unfinished, unfinished_html
 from adamtune.report.wording import number, with_bounds, with_interval
 from adamtune.run_tables import all_rows, final_rows
 
@@ -25,10 +26,12 @@ Result = Mapping[str, Any]
 
 
 def report_html(run_dir: Path, result: Result | None = None) -> str:
-    """The page of a finished run. What the run did not ask or measure has no section.
+    """The page of a run, of an unfinished one as far as it came. What it did not ask or measure has no section.
 
-    `result` stands for its result.json where that is not written yet. Raises `RunDirError` when there is neither.
+    `result` stands for its result.json where that is not written yet. Raises `RunDirError` when the folder is no run.
     """
+    if is_unfinished(run_dir, result):
+        return unfinished_html(run_dir)
     result = rundir.read_result(run_dir) if result is None else result
     objective, trials = result["objective"], all_rows(run_dir, rundir.TRIALS)
     final = trials if trials.empty else trials[trials["stage"] == rundir.FINAL]

@@ -11,15 +11,20 @@ from adamtune import rundir
 from adamtune.report.page import Section, table, verbatim
 
 
-def reproduce_section(run: Path) -> Section:
-    """The command, the spec, and the environment."""
-    command = f"adamtune sweep {shlex.quote(str(run / rundir.SPEC))} --run-dir a-new-folder"
-    parts = [verbatim(command, "Command to run it again"), f"<h3>{rundir.SPEC}</h3>"]
+def reproduce_section(run: Path, unfinished: bool = False) -> Section:
+    """The command, the spec, and the environment. Of an unfinished run the command goes on with it."""
+    target = shlex.quote(str(run)) if unfinished else "a-new-folder"
+    aim = "go on" if unfinished else "reproduce"
+    command = f"adamtune sweep {shlex.quote(str(run / rundir.SPEC))} --run-dir {target}"
+    parts = [
+        verbatim(command, f"Command to {aim}"),
+        f"<h3>{rundir.SPEC}</h3>",
+    ]
     parts.append(verbatim(file_text(run, rundir.SPEC), rundir.SPEC))
     rows = [[key, _in_words(value)] for key, value in _environment(run).items() if value not in (None, "")]
     if rows:
         parts += ["<h3>Environment</h3>", table(["environment", "value"], rows)]
-    return Section("Environment and how to reproduce", "\n".join(parts), "reproduce")
+    return Section(f"Environment and how to {aim}", "\n".join(parts), "reproduce")
 
 
 def file_text(run: Path, name: str) -> str:

@@ -143,7 +143,7 @@ def print_comparison(comparison: Comparison) -> None:
     a, b = _figures(runs.a), _figures(runs.b)
     _print_sides("measured", {name: (a[name], b[name]) for name in a})
     out.print()
-    out.print(f"not paired: {runs.unpaired}" if runs.paired is None else _difference(runs.paired))
+    out.print(f"not paired: {runs.unpaired}" if runs.paired is None else difference_told(runs.paired))
     out.print()
     _print_sides("stage", {name: (number(a), number(b)) for name, (a, b) in runs.verdicts.items()})
 
@@ -181,7 +181,8 @@ def _figures(result: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _difference(paired: Paired) -> str:
+def difference_told(paired: Paired) -> str:
+    """The paired difference of two runs, and which is better by it; two lines."""
     difference, count = paired.difference, len(paired.seeds)
     bounds = with_bounds({"mean": difference.mean, "ci95": (difference.low, difference.high)})
     diverged = difference.count < count
