@@ -72,8 +72,10 @@ def coordinates_figure(
                 x=place, y=height, text=literal(text), showarrow=False, xanchor="left", xshift=3, font={"size": 11},
                 opacity=0.85, borderpad=1,
             )  # fmt: skip
+    told = f"{', '.join(knobs)} and {objective} in parallel coordinates"
     made.update_layout(
-        height=460, margin={"l": 10, "r": 10, "t": 40, "b": 30}, meta={"least_width": 85 * len(axes)}, dragmode=False,
+        height=460, margin={"l": 10, "r": 10, "t": 40, "b": 30}, dragmode=False,
+        meta={"least_width": 85 * len(axes), "of": told},
     )  # fmt: skip
     made.update_xaxes(
         tickvals=list(range(len(axes))), ticktext=[f"<b>{literal(axis.name)}</b>" for axis in axes], side="top",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape, unescape
@@ -24,6 +25,9 @@ DEPTH = 1e6
 
 _NAMED = 8
 """So many lines of a figure are named where it is described in words."""
+
+_SHORT_NAME, _LONGEST_LINE = 9, 20
+"""Letters of a name that stands beside others on an x axis; of a line of a longer one."""
 
 _FEW_DECADES, _SHORT_TO_WRITE = 2.2, 1e-3
 
@@ -69,7 +73,7 @@ def described(drawn: go.Figure) -> str:
     axes = [unescape(axis.title.text or "") for axis in (drawn.layout.yaxis, drawn.layout.xaxis)]
     names = dict.fromkeys(unescape(trace.name) for trace in drawn.data if trace.name and trace.showlegend is not False)
     shown = ", ".join(list(names)[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
-    told = " against ".join(filter(None, axes))
+    told = (drawn.layout.meta or {}).get("of") or " against ".join(filter(None, axes))
     return f"Plot of {told}" + (f": {shown}" if shown else "")
 
 
@@ -145,23 +149,36 @@ def response_figure(responses: Sequence[Mapping[str, Any]], objective: str) -> g
 def values_figure(
     knob: str, objective: str, scores: Mapping[str, float | None], own: tuple[str, float | None]
 ) -> go.Figure:
-    """Mean objective by the values of a knob, evenly spaced; `own` is the incumbent's name and score, as a line."""
-    made = figure(knob, f"mean {objective}")
-    _log_if_wide(made, _finite([*scores.values(), own[1]]))
+    """Mean objective by the values of a knob, evenly spaced; `own` is the incumbent's name and score, as a line.
+
+    Values of many letters stand one below the other, with the objective along the x axis.
+    """
+    told = [_folded(value) for value in scores]
+    lying = max(map(len, scores), default=0) > _SHORT_NAME
+    made = figure(f"mean {objective}", "") if lying else figure(knob, f"mean {objective}")
+    values, categories = ("x", "y") if lying else ("y", "x")
+    if _is_wide(heights := _finite([*scores.values(), own[1]])):
+        made.update_layout({f"{values}axis": _log_axis(heights)})
     # As categories: the values of one knob may include 0 or crowd towards 1, so that no axis of numbers suits all.
-    shown = [literal(value) for value in scores]
-    made.update_xaxes(type="category", categoryorder="array", categoryarray=shown, range=[-0.5, len(shown) - 0.5])
-    points = [(value, score) for value, score in zip(shown, scores.values(), strict=True) if _finite([score])]
+    ends = [len(told) - 0.5, -0.5] if lying else [-0.5, len(told) - 0.5]
+    named = {"type": "category", "categoryorder": "array", "categoryarray": told, "range": ends}
+    made.update_layout({f"{categories}axis": named}, meta={"of": f"mean {objective} against {knob}"})
+    points = [(value, score) for value, score in zip(told, scores.values(), strict=True) if _finite([score])]
     made.add_scatter(
-        x=[value for value, _ in points], y=[score for _, score in points], mode="markers",
+        **{categories: [value for value, _ in points], values: [score for _, score in points]}, mode="markers",
         marker={"color": BLUE, "size": 10}, name="tried", showlegend=True,
     )  # fmt: skip
     if own[1] is not None:
         made.add_scatter(
-            x=shown, y=[own[1]] * len(shown), mode="lines", line={"color": ORANGE, "dash": "dash"},
-            name=literal(own[0]), showlegend=True,
+            **{categories: told, values: [own[1]] * len(told)}, mode="lines", name=literal(own[0]), showlegend=True,
+            line={"color": ORANGE, "dash": "dash"},
         )  # fmt: skip
     return made
+
+
+def _folded(text: str) -> str:
+    """In lines of some words each."""
+    return "<br>".join(literal(line) for line in textwrap.wrap(text, _LONGEST_LINE)) or literal(text)
 
 
 def difference_figure(

@@ -61,7 +61,7 @@ def _contents(sections: Sequence[Section]) -> str:
     for section in sections:
         within = "".join(f"<li>{_link(name, title)}</li>" for name, title in section.parts)
         links.append(f"<li>{_link(section.name, section.title)}{f'<ul>{within}</ul>' if within else ''}</li>")
-    return f'<nav aria-label="Contents"><ul>{"".join(links)}</ul></nav>\n'
+    return f'<nav aria-label="Contents"><details><summary>Contents</summary><ul>{"".join(links)}</ul></details></nav>\n'
 
 
 def _link(name: str, title: str) -> str:
@@ -75,13 +75,15 @@ def picture(drawn: go.Figure, caption: str, data: str = "") -> str:
     layout = drawn.layout
     size = f"height:{int(layout.height)}px"
     scroll = '<div class="scroll">'
-    if layout.meta:  # wider than a narrow page
+    if "least_width" in (layout.meta or {}):  # wider than a narrow page
         size += f";min-width:{int(layout.meta['least_width'])}px"
         scroll = '<div class="scroll" role="group" tabindex="0" aria-label="Plot that scrolls sideways">'
     shown = f"<details><summary>The figures behind it</summary>{data}</details>" if data else ""
+    # What plotly draws is hidden from screen readers: a hundred parts without a name.
     return (
-        f'<figure>{scroll}<div class="plot" role="img" aria-label="{escape(described(drawn))}" '
-        f'style="{size}"></div></div><script type="application/json">{plot}</script>'
+        f'<figure>{scroll}<div role="img" aria-label="{escape(described(drawn))}">'
+        f'<div class="plot" aria-hidden="true" style="{size}"></div></div></div>'
+        f'<script type="application/json">{plot}</script>'
         f"<figcaption>{escape(caption)}</figcaption>{shown}</figure>"
     )
 

@@ -30,16 +30,16 @@ main:focus { outline: none; }
 .skip { position: absolute; left: -100vw; top: 0; background: var(--back); padding: .6rem 1rem; z-index: 9; }
 .skip:focus { left: 0; }
 nav ul { list-style: none; margin: 0; padding: 0; }
-nav > ul > li > ul { columns: 2; padding-left: 1rem; font-size: .92rem; }
+nav > details > ul > li > ul { columns: 2; padding-left: 1rem; font-size: .92rem; }
 nav li { margin: .15rem 0; break-inside: avoid; }
-nav { border: 1px solid var(--line); border-radius: .5rem; padding: .6rem 1rem; background: var(--box); }
+nav { border: 1px solid var(--line); border-radius: .5rem; padding: .3rem 1rem; background: var(--box); }
 @media (min-width: 84rem) {
   body { max-width: 82rem; display: grid; grid-template-columns: 15rem minmax(0, 62rem); column-gap: 3rem;
     align-content: start; }
   body > header, body > main { grid-column: 2; }
   body > nav { grid-column: 1; grid-row: 1 / span 2; align-self: start; position: sticky; top: 1rem;
     max-height: calc(100vh - 2rem); overflow-y: auto; }
-  nav > ul > li > ul { columns: 1; }
+  nav > details > ul > li > ul { columns: 1; }
   body:not(:has(nav)) { display: block; max-width: 62rem; }
 }
 .scroll { overflow-x: auto; max-width: 100%; }
@@ -63,6 +63,8 @@ dd small { display: block; font-weight: 400; font-size: .88rem; color: var(--sof
 
 DRAW = """
 (() => {
+  const contents = document.querySelector("nav details");
+  if (contents) contents.open = matchMedia("(min-width: 84rem)").matches;  // beside the text, not above the answer
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const theme = () => {
     const named = getComputedStyle(document.documentElement);
@@ -80,6 +82,7 @@ DRAW = """
   const drawn = [];
   // One after the other, so that the page answers meanwhile.
   const next = () => {
+    document.querySelector("#js-plotly-tester")?.setAttribute("aria-hidden", "true");  // where plotly measures text
     const figure = waiting.shift();
     if (!figure) { document.documentElement.dataset.drawn = drawn.length; return; }
     const plot = figure.querySelector(".plot");

@@ -40,11 +40,12 @@ def unfinished_html(run: Path) -> str:
     log = file_text(run, rundir.LOG).splitlines()
     trials = all_rows(run, rundir.TRIALS)
     best = _best(trials, horizon, direction)
+    probed = _probed(run, best).head(1)
     sections = [
         _stages(trials, log, direction),
         trials_section(trials, horizon, name, direction),
         _curves(run, best, name),
-        probe_section(run, best.head(1), name, "the best trial so far"),
+        probe_section(run, probed, name, "the best trial so far that was probed"),
         _log(log),
         reproduce_section(run, unfinished=True),
     ]
@@ -80,7 +81,15 @@ def _best(trials: pd.DataFrame, horizon: int, direction: str) -> pd.DataFrame:
     if trials.empty:
         return trials
     whole = trials[(trials["outcome"] == "completed") & (trials["horizon"] == horizon)]
-    return whole.sort_values("value", ascending=direction == "minimize", kind="stable").head(_BEST)
+    return whole.sort_values("value", ascending=direction == "minimize", kind="stable")
+
+
+def _probed(run: Path, trials: pd.DataFrame) -> pd.DataFrame:
+    probe = all_rows(run, rundir.PROBE)
+    if trials.empty or probe.empty:
+        return trials.head(0)
+    known = set(zip(probe["study"], probe["trial"], strict=True))
+    return trials[[each in known for each in zip(trials["study"], trials["trial"], strict=True)]]
 
 
 def _curves(run: Path, best: pd.DataFrame, objective: str) -> Section | None:
@@ -89,7 +98,7 @@ def _curves(run: Path, best: pd.DataFrame, objective: str) -> Section | None:
         return None
     curves = curves.dropna(subset=[objective])
     lines = []
-    for colour, trial in enumerate(best.to_dict("records"), start=1):
+    for colour, trial in enumerate(best.head(_BEST).to_dict("records"), start=1):
         rows = curves[(curves["study"] == trial["study"]) & (curves["trial"] == trial["trial"])]
         told = f"{trial['stage']}, trial {trial['trial']}, seed {trial['seed']} ({number(trial['value'])})"
         lines.append(Line(told, rows["step"].tolist(), rows[objective].tolist(), colour))
