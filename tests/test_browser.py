@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -157,3 +161,23 @@ def test_a_keyboard_and_a_screen_reader_find_their_way(page: Page) -> None:
     images = roles["image" if "image" in roles else "img"]
     assert len(images) == page.run("return document.querySelectorAll('.plot').length")
     assert all(name.startswith("Plot of ") for name in images)
+
+
+def test_the_dashboard_lists_the_studies_of_a_run(reports: dict[str, Path], tmp_path: Path) -> None:
+    pytest.importorskip("optuna_dashboard", reason="needs the extra `dashboard`")
+    run = reports["finished"].parent
+    arguments = ["dashboard", str(run), "--port", "0", "--open", "never"]
+    serving = subprocess.Popen([sys.executable, "-m", "adamtune", *arguments], stdout=subprocess.PIPE, text=True)
+    try:
+        assert serving.stdout is not None
+        address = serving.stdout.readline().split()[0]
+        with browser(tmp_path) as page:
+            page.driver.get(address)
+            deadline = time.monotonic() + 30
+            while "digits/lr_range" not in page.run("return document.body.textContent"):
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+    finally:
+        serving.send_signal(signal.SIGINT)
+        serving.communicate(timeout=20)
+    assert serving.returncode == 0

@@ -121,6 +121,7 @@ def test_help_names_every_command_and_loads_nothing_heavy(tmp_path: Path) -> Non
         "sweep",
         "show",
         "report",
+        "dashboard",
         "compare",
         "diagnose",
         "export",

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from adamtune import rundir
-from adamtune.cli import report as cli_report
+from adamtune.cli import browser
 from adamtune.cli.app import run as command
 from tests.test_report import HOSTILE, figure, make_result, make_tables, tags, text_of, write_run
 
@@ -44,7 +44,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         asked.append(address)
         return True
 
-    monkeypatch.setattr(cli_report.webbrowser, "open", opens)
+    monkeypatch.setattr(browser.webbrowser, "open", opens)
     monkeypatch.setenv("DISPLAY", ":0")
     return asked
 
@@ -202,7 +202,7 @@ def test_no_browser_to_be_had_is_told(
     make_run: Callable[..., Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_run("mine")
-    monkeypatch.setattr(cli_report.webbrowser, "open", lambda address: False)
+    monkeypatch.setattr(browser.webbrowser, "open", lambda address: False)
     assert command(["report", "mine", "--open", "always"]) == 0
     assert "no browser could be started" in capsys.readouterr().err
 

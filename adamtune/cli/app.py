@@ -16,6 +16,7 @@ import typer
 
 from adamtune import __version__
 from adamtune.cli.compare import compare
+from adamtune.cli.dashboard import dashboard
 from adamtune.cli.diagnose import diagnose
 from adamtune.cli.export import export
 from adamtune.cli.lr_find import lr_find
@@ -37,7 +38,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # typer's boxes cost more time than all else `--help` does together
     pretty_exceptions_enable=False,
 )
-for command in (lr_find, sweep, show, report, compare, diagnose, export, worker):
+for command in (lr_find, sweep, show, report, dashboard, compare, diagnose, export, worker):
     app.command(command.__name__.replace("_", "-"))(command)
 app.add_typer(recipes_app, name="recipes")
 

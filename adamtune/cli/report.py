@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import sys
-import webbrowser
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from adamtune.cli.browser import Open, open_address
 from adamtune.errors import ExitCode, InputError
-
-
-class Open(StrEnum):
-    """When a browser is started."""
-
-    AUTO = "auto"
-    ALWAYS = "always"
-    NEVER = "never"
 
 
 def report(
@@ -45,7 +34,7 @@ def report(
     from adamtune.report.written import written_report
 
     written = written_report(runs, to)
-    opened = _wanted(open_, json) and webbrowser.open(written.path.resolve().as_uri())
+    opened = open_address(written.path.resolve().as_uri(), open_, auto=not json)
     if json:
         terminal.print_json({**written.to_dict(), "opened": opened})
     else:
@@ -53,11 +42,3 @@ def report(
         if open_ is Open.ALWAYS and not opened:
             typer.echo("adamtune: no browser could be started; open that file in one", err=True)
     return ExitCode.DONE
-
-
-def _wanted(when: Open, json: bool) -> bool:
-    """Text browsers would take over the terminal, so `auto` asks for a screen to open a window on."""
-    if when is not Open.AUTO:
-        return when is Open.ALWAYS
-    screen = sys.platform in ("darwin", "win32") or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
-    return screen and sys.stdout.isatty() and not json
