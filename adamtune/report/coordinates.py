@@ -7,6 +7,8 @@ a knob of words.
 from __future__ import annotations
 
 import math
+import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +25,7 @@ _MOST_STEPS = 7
 _APART = 0.11
 """Labels of an axis stand at least this share of its length apart."""
 
-_LONGEST_LABEL = 15
+_LONGEST_LABEL, _LONGEST_HEADING = 15, 10
 _WIDE = 5.0
 _NEAR_ONE = {"beta1", "beta2", "momentum"}
 """These are told apart by how far they are from one."""
@@ -74,15 +76,21 @@ def coordinates_figure(
             )  # fmt: skip
     told = f"{', '.join(knobs)} and {objective} in parallel coordinates"
     made.update_layout(
-        height=460, margin={"l": 10, "r": 10, "t": 40, "b": 30}, dragmode=False,
-        meta={"least_width": 85 * len(axes), "of": told},
+        height=460, margin={"l": 40, "r": 10, "t": 55, "b": 30}, dragmode=False,
+        meta={"least_width": 80 * len(axes), "of": told},
     )  # fmt: skip
     made.update_xaxes(
-        tickvals=list(range(len(axes))), ticktext=[f"<b>{literal(axis.name)}</b>" for axis in axes], side="top",
+        tickvals=list(range(len(axes))), ticktext=[f"<b>{_heading(axis.name)}</b>" for axis in axes], side="top",
         range=[-0.15, len(axes) - 0.25], showgrid=False, fixedrange=True,
     )  # fmt: skip
     made.update_yaxes(visible=False, range=[-0.06, 1.06], fixedrange=True)
     return made
+
+
+def _heading(name: str) -> str:
+    """Broken where it is long, so that axes may stand close together."""
+    lines = textwrap.wrap(name.replace("_", "_ "), _LONGEST_HEADING)
+    return "<br>".join(literal(line.replace("_ ", "_")) for line in lines) or literal(name)
 
 
 def _axis(knob: str, values: pd.Series[Any]) -> _Axis:
@@ -94,7 +102,9 @@ def _axis(knob: str, values: pd.Series[Any]) -> _Axis:
     steps: list[Any] = [*([None] if values.isna().any() else []), *known]
     height = {each: place / max(1, len(steps) - 1) for place, each in enumerate(steps)}
     places = [height[None if pd.isna(value) else value] for value in values]
-    labels = [(height[each], "none" if each is None else _label(each)) for each in steps]
+    texts = [each for each in known if isinstance(each, str)] if len(known) > 1 else []
+    shared = os.path.commonprefix(texts).rfind(" ") + 1  # noqa: RUF071 - its letters are what we compare
+    labels = [(height[each], "none" if each is None else _label(each, shared)) for each in steps]
     return _Axis(knob, places, _spaced(labels))
 
 
@@ -135,6 +145,9 @@ def _spaced(labels: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:
     return kept if len(ordered) == 1 else [*kept, top]
 
 
-def _label(value: object) -> str:
+def _label(value: object, shared: int = 0) -> str:
+    """In a few letters. Where it is a text, the first `shared` are those of all: a long one says how it differs."""
     text = f"{value:.3g}" if isinstance(value, float) else number(value)
+    if len(text) > _LONGEST_LABEL and shared > 1:
+        text = "…" + text[shared:]
     return text if len(text) <= _LONGEST_LABEL else text[: _LONGEST_LABEL - 1] + "…"
