@@ -100,6 +100,25 @@ def test_all_trials_stand_in_parallel_coordinates(make_run: Callable[..., Path])
     assert "0.0223 2 recommended 0.0123 cosine" in " ".join(text.split())
 
 
+def test_of_many_recipes_few_are_drawn_the_default_and_the_recommended_among_them(
+    make_run: Callable[..., Path],
+) -> None:
+    tables = make_tables()
+    blank = tables["trials.csv"][0]
+    tables["trials.csv"] += [{**blank, "trial": 100 + place, "lr": 1e-4 * place} for place in range(1, 1001)]
+    for row in tables["trials.csv"]:
+        row["value"] = 5.0 if row["lr"] == 0.001 else row["lr"]
+    run = make_run("mine", tables=tables)
+    assert command(["report", "mine", "--open", "never"]) == 0
+    page = (run / rundir.REPORT).read_text()
+    drawn = figure(page, "A line is a recipe")
+    lines = {trace["name"]: trace["y"].count(None) for trace in drawn["data"]}
+    assert lines == {
+        "the worse half": 125, "the better half": 134, "the best tenth": 100, "default": 1, "recommended": 1
+    }  # fmt: skip
+    assert "Drawn are 361 of 1,001, evenly spread by rank." in text_of(page)
+
+
 def test_the_loss_stands_beside_adams_state(make_run: Callable[..., Path]) -> None:
     run = make_run("mine")
     assert command(["report", "mine", "--open", "never"]) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,8 +17,8 @@ from adamtune.rundir import FINAL
 
 _NO_KNOB = {"stage", "study", "trial", "seed", "horizon", "outcome", "steps", "seconds", "value", "message"}
 
-_MOST_LINES = 500
-"""Of more recipes the best so many are drawn: more lines show no more, and the page stays small."""
+_MOST_LINES = 150
+"""Of a bundle with more recipes so many are drawn: more lines show no more, and the page stays small."""
 
 _LISTED = 50
 
@@ -35,10 +36,11 @@ def trials_section(trials: pd.DataFrame, horizon: int, objective: str, direction
         f"A line is a recipe trained over {horizon:,} steps, through its knobs to its mean {objective} over all its "
         "seeds. Most are search seeds, so the best looks better here than it is. Knobs that never varied are left out."
     )
-    if len(recipes) > _MOST_LINES:
-        caption += f" Drawn are the best {_MOST_LINES} of {len(recipes):,}."
-        recipes = recipes.head(_MOST_LINES)
-    drawn = coordinates_figure(recipes, knobs, objective, _bundles(recipes))
+    bundles = _bundles(recipes)
+    lines = sum(len(bundle.rows) for bundle in bundles)
+    if lines < len(recipes):
+        caption += f" Drawn are {lines} of {len(recipes):,}, evenly spread by rank."
+    drawn = coordinates_figure(recipes, knobs, objective, bundles)
     data = _table(recipes, knobs, objective)
     return Section("All trials", "\n".join([paragraph(told), picture(drawn, caption, data)]), "trials")
 
@@ -84,7 +86,11 @@ def _bundles(recipes: pd.DataFrame) -> list[Bundle]:
         Bundle("default", _rows(recipes["default"]), {"color": GREY, "width": 4, "dash": "dash"}),
         Bundle("recommended", _rows(recipes["recommended"]), {"color": ORANGE, "width": 4}),
     ]
-    return [bundle for bundle in bundles if bundle.rows]
+    return [dataclasses.replace(bundle, rows=_thinned(bundle.rows)) for bundle in bundles if bundle.rows]
+
+
+def _thinned(rows: Sequence[int]) -> Sequence[int]:
+    return rows[:: -(-len(rows) // _MOST_LINES)]
 
 
 def _rows(chosen: pd.Series[Any]) -> list[int]:
