@@ -32,7 +32,8 @@ main:focus { outline: none; }
 nav ul { list-style: none; margin: 0; padding: 0; }
 nav > details > ul > li > ul { columns: 2; padding-left: 1rem; font-size: .92rem; }
 nav li { margin: .15rem 0; break-inside: avoid; }
-nav { border: 1px solid var(--line); border-radius: .5rem; padding: .3rem 1rem; background: var(--box); }
+nav { border: 1px solid var(--line); border-radius: .5rem; padding: .3rem 1rem; background: var(--box);
+  margin-bottom: 1rem; }
 @media (min-width: 84rem) {
   body { max-width: 82rem; display: grid; grid-template-columns: 15rem minmax(0, 62rem); column-gap: 3rem;
     align-content: start; }

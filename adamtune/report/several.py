@@ -42,26 +42,23 @@ def _names(runs: Sequence[Path]) -> list[str]:
 
 
 def _measured(results: Results) -> str:
-    rows = []
-    for name, result in results.items():
-        objective = result["objective"]
-        difference = result.get("difference")
-        gain = with_bounds(difference) if difference and difference["mean"] is not None else "-"
-        rows.append(
-            [
-                name,
-                result["task"]["ref"],
-                f"{result['horizon']:,}",
-                f"{objective['name']}, {objective['direction']}",
-                with_interval(result["default"]),
-                with_interval(result["recommended"]),
-                gain,
-                f"{result['steps_used']:,}",
-                f"{result['wall_seconds']:,.0f}",
-            ]
-        )
-    head = ["run", "task", "horizon", "objective", "default", "recommended", "difference by seed", "steps", "seconds"]
-    return table(head, rows, "What each run measured") + paragraph("Intervals are 95%.")
+    columns = [_figures(result) for result in results.values()]
+    rows = [[what, *(each[what] for each in columns)] for what in columns[0]]
+    return table(["measured", *results], rows, "What each run measured") + paragraph("Intervals are 95%.")
+
+
+def _figures(result: Mapping[str, Any]) -> dict[str, str]:
+    objective, difference = result["objective"], result.get("difference")
+    return {
+        "task": result["task"]["ref"],
+        "horizon": f"{result['horizon']:,}",
+        "objective": f"{objective['name']}, {objective['direction']}",
+        "default": with_interval(result["default"]),
+        "recommended": with_interval(result["recommended"]),
+        "difference by seed": with_bounds(difference) if difference and difference["mean"] is not None else "-",
+        "steps used": f"{result['steps_used']:,}",
+        "wall seconds": f"{result['wall_seconds']:,.0f}",
+    }
 
 
 def _paired(runs: Sequence[Path]) -> str:
