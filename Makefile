@@ -2,14 +2,21 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: test test-all test-consumers lint sweep bench bench-lr bench-probe bench-range bench-search bench-throughput \
-	chaos fuzz clean
+.PHONY: test test-all test-browser test-consumers lint sweep bench bench-lr bench-probe bench-range bench-search \
+	bench-throughput chaos fuzz clean
 
 test: lint
 	$(BIN)/python -m pytest
 
 test-all: lint
 	$(BIN)/python -m pytest -m "" --durations=10
+
+# Screenshots and load times are left in build/report/.
+test-browser: .venv .venv/browser
+	@{ command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null \
+		&& command -v chromedriver >/dev/null \
+		|| { echo "Chromium is not installed: apt-get install chromium chromium-driver"; exit 1; }
+	$(BIN)/python -m pytest -m browser tests/test_browser.py
 
 # On the CPU, also where there is a GPU: what is held against ours are settings.
 test-consumers: .venv .venv/consumers .venv/transformers-4
@@ -55,6 +62,10 @@ fuzz: .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m pip uninstall --quiet --yes torchvision
 	@touch .venv/peers
+
+.venv/browser: .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[browser]'
+	@touch .venv/browser
 
 .venv/chaos: .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[chaos]'

@@ -116,7 +116,18 @@ def test_help_names_every_command_and_loads_nothing_heavy(tmp_path: Path) -> Non
     for name in COMMANDS + GROUPS:
         assert f"\n  {name} " in done.stdout
         assert f"Example: adamtune {name} " in done.stdout
-    assert [*COMMANDS, *GROUPS] == ["lr-find", "sweep", "show", "compare", "diagnose", "export", "worker", "recipes"]
+    assert [*COMMANDS, *GROUPS] == [
+        "lr-find",
+        "sweep",
+        "show",
+        "report",
+        "dashboard",
+        "compare",
+        "diagnose",
+        "export",
+        "worker",
+        "recipes",
+    ]
 
 
 @pytest.mark.parametrize("command", app.registered_commands, ids=COMMANDS)

@@ -16,10 +16,12 @@ import typer
 
 from adamtune import __version__
 from adamtune.cli.compare import compare
+from adamtune.cli.dashboard import dashboard
 from adamtune.cli.diagnose import diagnose
 from adamtune.cli.export import export
 from adamtune.cli.lr_find import lr_find
 from adamtune.cli.recipes import recipes_app
+from adamtune.cli.report import report
 from adamtune.cli.show import show
 from adamtune.cli.sweep import sweep
 from adamtune.cli.worker import worker
@@ -36,7 +38,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # typer's boxes cost more time than all else `--help` does together
     pretty_exceptions_enable=False,
 )
-for command in (lr_find, sweep, show, compare, diagnose, export, worker):
+for command in (lr_find, sweep, show, report, dashboard, compare, diagnose, export, worker):
     app.command(command.__name__.replace("_", "-"))(command)
 app.add_typer(recipes_app, name="recipes")
 

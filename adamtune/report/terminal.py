@@ -153,7 +153,7 @@ def print_comparison(comparison: Comparison) -> None:
     if runs.paired is None:
         out.tell(f"not paired: {runs.unpaired}")
     else:
-        for line in _difference(runs.paired).splitlines():
+        for line in difference_told(runs.paired).splitlines():
             out.tell(line)
     out.print()
     _print_sides("stage", {name: (number(a), number(b)) for name, (a, b) in runs.verdicts.items()})
@@ -192,7 +192,8 @@ def _figures(result: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _difference(paired: Paired) -> str:
+def difference_told(paired: Paired) -> str:
+    """The paired difference of two runs, and which is better by it; two lines."""
     difference, count = paired.difference, len(paired.seeds)
     bounds = with_bounds({"mean": difference.mean, "ci95": (difference.low, difference.high)})
     diverged = difference.count < count
