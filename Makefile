@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: test test-all test-browser test-consumers lint sweep bench bench-lr bench-probe bench-range bench-search \
-	bench-throughput chaos fuzz clean
+	bench-throughput chaos fuzz wheel test-wheel clean
 
 test: lint
 	$(BIN)/python -m pytest
@@ -55,6 +55,22 @@ chaos: .venv .venv/chaos
 
 fuzz: .venv
 	$(BIN)/python -m benchmarks.fuzz
+
+wheel: .venv
+	rm -rf build/wheel dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+# A bare environment that sees the packages of .venv, but not the clone: nothing is downloaded.
+test-wheel: wheel
+	rm -rf build/wheel
+	$(PYTHON) -m venv build/wheel
+	build/wheel/bin/python -m pip install --quiet --no-deps dist/adamtune-*.whl
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+		> "$$(build/wheel/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/zz_packages.pth"
+	cd build/wheel && bin/python -c "import adamtune; assert 'build/wheel' in adamtune.__file__" \
+		&& bin/adamtune init mine --kind pytorch && bin/adamtune doctor --task mine/task.py:task \
+		&& bin/adamtune recipes show default >/dev/null && bin/adamtune lr-find mine/task.py:task --horizon 100 \
+		&& bin/adamtune sweep mine/spec.yaml --run-dir mine/run
 
 # fastai asks for torchvision but reads learning rates without it; beside a CPU torch a CUDA torchvision does not load,
 # and then neither does Lightning.

@@ -117,6 +117,8 @@ def test_help_names_every_command_and_loads_nothing_heavy(tmp_path: Path) -> Non
         assert f"\n  {name} " in done.stdout
         assert f"Example: adamtune {name} " in done.stdout
     assert [*COMMANDS, *GROUPS] == [
+        "init",
+        "doctor",
         "lr-find",
         "sweep",
         "show",

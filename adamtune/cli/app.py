@@ -18,7 +18,9 @@ from adamtune import __version__
 from adamtune.cli.compare import compare
 from adamtune.cli.dashboard import dashboard
 from adamtune.cli.diagnose import diagnose
+from adamtune.cli.doctor import doctor
 from adamtune.cli.export import export
+from adamtune.cli.init import init
 from adamtune.cli.lr_find import lr_find
 from adamtune.cli.recipes import recipes_app
 from adamtune.cli.report import report
@@ -38,7 +40,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # typer's boxes cost more time than all else `--help` does together
     pretty_exceptions_enable=False,
 )
-for command in (lr_find, sweep, show, report, dashboard, compare, diagnose, export, worker):
+for command in (init, doctor, lr_find, sweep, show, report, dashboard, compare, diagnose, export, worker):
     app.command(command.__name__.replace("_", "-"))(command)
 app.add_typer(recipes_app, name="recipes")
 
@@ -78,7 +80,7 @@ def run(arguments: list[str], debug: bool = False) -> int:
         return _tell(error.format_message(), error.exit_code, debug)
     except AdamtuneError as error:
         return _tell(str(error), error.exit_code, debug)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):  # the latter at a question, where Ctrl-D does so too
         return _tell("interrupted", ExitCode.INTERRUPTED, debug)
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         _leave_output()

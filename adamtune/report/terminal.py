@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,6 +126,14 @@ def print_runs(runs: Mapping[Path, Mapping[str, Any]]) -> None:
     if not out.is_terminal:
         out.width = 10_000
     out.print(table)
+
+
+def print_checks(checks: Sequence[tuple[str, str, str]]) -> None:
+    """Status, name and what was found, one line each."""
+    out = _out()
+    longest = max(len(name) for _, name, _ in checks)
+    for status, name, told in checks:
+        out.tell(f"{status:8}{name:{longest}}  {told}", longest + 10)
 
 
 def print_recipes(recipes: Mapping[str, str]) -> None:
