@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RAdam, SparseAdam
 
+from adamtune.diagnosis import diagnose
 from adamtune.diagnosis.checkpoint import Checkpoint, read_checkpoint
 from adamtune.errors import CheckpointError
 from adamtune.handover import AdamThenSGD
@@ -178,7 +179,28 @@ def test_the_rules_see_one_record_at_its_step(file: Path) -> None:
     checkpoint = read(file, trained(AdamW, steps=4).state_dict())
     observed = checkpoint.observed
     assert observed.records == ((4, checkpoint.record),)
-    assert observed.recipe is None
+    assert observed.recipe is not None
+    assert (observed.recipe.betas, observed.recipe.eps) == ((0.9, 0.999), 1e-8)
+
+
+def test_a_saved_underflow_is_found_with_its_remedy(file: Path) -> None:
+    weight = nn.Parameter(torch.ones(50, dtype=torch.float16))
+    optimizer = torch.optim.Adam([weight], lr=1e-3, eps=1e-6)
+    for _ in range(20):
+        weight.grad = torch.full_like(weight, 1e-4)  # squared, below the least that fp16 has
+        optimizer.step()
+    (told,) = diagnose(saved(file, optimizer.state_dict())).findings
+    assert (told.finding.rule, told.finding.severity) == ("eps-size", "warning")
+    assert told.finding.remedy["eps"] > 1e-6
+
+
+def test_groups_that_differ_in_what_rules_ask_for_have_no_recipe(file: Path) -> None:
+    groups = [{"params": [nn.Parameter(torch.ones(3))], "eps": eps} for eps in (1e-8, 1e-6)]
+    optimizer = AdamW(groups)
+    for group in optimizer.param_groups:
+        group["params"][0].grad = torch.ones(3)
+    optimizer.step()
+    assert read(file, optimizer.state_dict()).observed.recipe is None
 
 
 # --- where the state is
