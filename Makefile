@@ -2,14 +2,21 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: test test-all test-consumers lint sweep bench bench-lr bench-probe bench-range bench-search bench-throughput \
-	chaos fuzz wheel test-wheel clean
+.PHONY: test test-all test-browser test-consumers lint sweep bench bench-lr bench-probe bench-range bench-search \
+	bench-throughput chaos fuzz wheel test-wheel clean
 
 test: lint
 	$(BIN)/python -m pytest
 
 test-all: lint
 	$(BIN)/python -m pytest -m "" --durations=10
+
+# Screenshots and load times are left in build/report/.
+test-browser: .venv .venv/browser
+	@{ command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null \
+		&& command -v chromedriver >/dev/null \
+		|| { echo "Chromium is not installed: apt-get install chromium chromium-driver"; exit 1; }
+	$(BIN)/python -m pytest -m browser tests/test_browser.py
 
 # On the CPU, also where there is a GPU: what is held against ours are settings.
 test-consumers: .venv .venv/consumers .venv/transformers-4
@@ -49,11 +56,11 @@ chaos: .venv .venv/chaos
 fuzz: .venv
 	$(BIN)/python -m benchmarks.fuzz
 
-# Named by the latest tag. A build/ of before would put what has been deleted since into it.
+# Named by the latest tag. A build/lib of before would put what has been deleted since into it.
 wheel: .venv
-	rm -rf build dist
+	rm -rf build/lib build/bdist.* dist
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
-	@rm -rf build adamtune.egg-info
+	@rm -rf build/lib build/bdist.* adamtune.egg-info
 	@ls dist/*.whl
 
 test-wheel: .venv
@@ -65,6 +72,10 @@ test-wheel: .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m pip uninstall --quiet --yes torchvision
 	@touch .venv/peers
+
+.venv/browser: .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[browser]'
+	@touch .venv/browser
 
 .venv/chaos: .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[chaos]'

@@ -24,6 +24,14 @@ class DivergenceWatch:
         self._lowest = math.inf
         self._above = 0
 
+    def state(self) -> tuple[float | None, float, int]:
+        """What it has seen, for `restore`."""
+        return self._first, self._lowest, self._above
+
+    def restore(self, state: tuple[float | None, float, int]) -> None:
+        """Go on from there."""
+        self._first, self._lowest, self._above = state
+
     def diverged(self, loss: float) -> bool:
         """Take the next loss; whether the run has diverged with it."""
         if not math.isfinite(loss):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from pathlib import Path
+from typing import Any
 
 from adamtune.divergence import DivergenceWatch, patience_for
 from adamtune.recipe import Recipe
@@ -26,7 +29,7 @@ class Outcome(StrEnum):
     FAILED = "failed"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Ramp:
     """An exponential lr ramp from `start` to `end` over `steps` updates, in place of the recipe's lr, schedule and
     switch.
@@ -44,7 +47,7 @@ class Ramp:
         return math.exp((1 - share) * math.log(self.start) + share * math.log(self.end))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TrialRequest:
     """One training run to do: one recipe, one seed, up to `horizon` optimizer steps."""
 
@@ -54,6 +57,14 @@ class TrialRequest:
     ramp: Ramp | None = None
     probe: bool = False
     """Whether rungs record Adam's state."""
+    checkpoint: Path | None = field(default=None, compare=False, repr=False)
+    """Where its state is kept from rung to rung, for a later sitting or another process of this machine."""
+
+    @property
+    def key(self) -> str:
+        """A text equal for two requests whose trials have the same numbers."""
+        ramp = self.ramp and asdict(self.ramp)
+        return json.dumps([self.recipe.training_key(), self.seed, self.horizon, ramp, self.probe])
 
     def multiplier(self, step: int) -> float:
         """What the lr of update `step`, from 0, is multiplied by: the schedule's, or the ramp's in its place."""
@@ -74,7 +85,11 @@ class TrialRequest:
         return self.ramp.group if self.ramp else None
 
 
-@dataclass(frozen=True)
+_NOTHING: Mapping[str, float] = {}
+"""Shared by the rungs without a record: a sweep holds tens of thousands."""
+
+
+@dataclass(frozen=True, slots=True)
 class RungReport:
     """What was measured when a trial reached a rung."""
 
@@ -89,9 +104,11 @@ class RungReport:
     def __post_init__(self) -> None:
         """Take the losses from any sequence."""
         object.__setattr__(self, "train_losses", array("d", self.train_losses))
+        if not self.probe:
+            object.__setattr__(self, "probe", _NOTHING)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TrialResult:
     """A trial that has ended. `steps` counts every optimizer step it trained, also those past a divergence."""
 
@@ -174,3 +191,42 @@ class History:
         return TrialResult(
             self.request, self.outcome or Outcome.PRUNED, self.step, tuple(self._rungs), self.seconds, self._message
         )
+
+    @property
+    def reached(self) -> list[int]:
+        """Steps of the rungs so far."""
+        return [rung.step for rung in self._rungs]
+
+    @property
+    def reports(self) -> list[RungReport | None]:
+        """What `rung` has answered so far."""
+        last = len(self._rungs) - 1 if self.outcome is Outcome.DIVERGED else None
+        return [None if place == last else rung for place, rung in enumerate(self._rungs)]
+
+    def state(self) -> dict[str, Any]:
+        """All of it as plain data; `of` makes a record of it."""
+        return {
+            "outcome": self.outcome and str(self.outcome),
+            "step": self.step,
+            "seconds": self.seconds,
+            "message": self._message,
+            "rungs": [
+                (rung.step, list(rung.train_losses), dict(rung.values), dict(rung.probe)) for rung in self._rungs
+            ],
+            "losses": self._losses,
+            "reported": self._reported,
+            "skipped": sorted(self._skipped),
+            "watch": self._watch.state(),
+        }
+
+    @classmethod
+    def of(cls, request: TrialRequest, state: Mapping[str, Any]) -> History:
+        """The record that `state` was made of. Raises where it is something else."""
+        history = cls(request)
+        history.outcome = state["outcome"] and Outcome(state["outcome"])
+        history.step, history.seconds, history._message = state["step"], state["seconds"], state["message"]
+        history._rungs = [RungReport(*rung) for rung in state["rungs"]]
+        history._losses, history._reported = list(state["losses"]), state["reported"]
+        history._skipped = set(state["skipped"])
+        history._watch.restore(state["watch"])
+        return history

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from adamtune.diagnosis import Told
+from adamtune.engines import TrialWatch
 from adamtune.errors import InputError, NothingLearned
 from adamtune.evidence import Evidence, Interval, Verdict, interval, weigh
 from adamtune.groups import ParamGroup
@@ -15,6 +17,7 @@ from adamtune.spec import FRESH_SEEDS, Objective, Spec, StageName
 from adamtune.stages import REGISTRY
 from adamtune.stages.context import BudgetSpent, StageAnswer, StageContext, TrialRecord
 from adamtune.stages.costs import budget_steps
+from adamtune.stages.findings import found_until_now
 from adamtune.trial import TrialResult
 
 _FULL_TRIALS_FOR: dict[StageName, int] = {
@@ -50,6 +53,8 @@ class Plan:
     """Steps in all; inf when only time bounds the search."""
     seconds_per_step: float = math.nan
     """Of one trial by itself, timed on this machine; NaN where it was not."""
+    seconds_before: float = 0.0
+    """What earlier sittings of the sweep took."""
 
     @property
     def steps(self) -> int:
@@ -80,7 +85,7 @@ class Conclusion:
     evidence: Evidence
 
 
-class Progress:
+class Progress(TrialWatch):
     """What a sweep tells whoever watches. The library never prints; a subclass may."""
 
     def on_plan(self, plan: Plan, groups: Sequence[ParamGroup]) -> None:
@@ -100,6 +105,9 @@ class Progress:
 
     def on_answer(self, answer: StageAnswer) -> None:
         """A stage has its answer."""
+
+    def on_findings(self, findings: Sequence[Told]) -> None:
+        """What the rules find in the incumbent's trials and had not found in an incumbent's before."""
 
 
 def fresh_seeds(spec: Spec) -> int:
@@ -150,6 +158,7 @@ def make_plan(spec: Spec, groups: Sequence[ParamGroup] = ()) -> Plan:
 def run_plan(plan: Plan, context: StageContext, progress: Progress) -> Recipe:
     """Ask every stage in turn, each starting from the recipe the one before left."""
     incumbent = context.spec.base
+    known: set[tuple[str, str | None]] = set()
     for planned in plan.stages:
         progress.on_stage(planned.name, planned.question)
         stage = REGISTRY[planned.name]
@@ -163,6 +172,10 @@ def run_plan(plan: Plan, context: StageContext, progress: Progress) -> Recipe:
         context.answers[planned.name] = answer
         incumbent = answer.recipe
         progress.on_answer(answer)
+        found = {(told.finding.rule, told.finding.group): told for told in found_until_now(context, incumbent)}
+        if new := [told for place, told in found.items() if place not in known]:
+            progress.on_findings(new)
+        known |= set(found)
     return incumbent
 
 

@@ -7,6 +7,7 @@ A trial trains a Recipe, a stage turns one into a better one, and the answer of 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -313,8 +314,8 @@ class Recipe(Frozen):
         }  # fmt: skip
 
     def training_key(self) -> str:
-        """A text equal for two recipes that train alike, whatever their provenance."""
-        return json.dumps(self.model_dump(mode="json", exclude={"provenance", "version"}), sort_keys=True)
+        """A text equal for two recipes that train alike, whatever their provenance; one object while it is in use."""
+        return sys.intern(json.dumps(self.model_dump(mode="json", exclude={"provenance", "version"}), sort_keys=True))
 
     def build(self, model: nn.Module, *, total_steps: int) -> tuple[Optimizer, LRScheduler]:
         """The torch optimizer and scheduler for `model` over a run of `total_steps` optimizer steps.

@@ -8,11 +8,11 @@ import os
 import platform
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
@@ -36,6 +36,8 @@ REPORT = "report.html"
 LOG = "log.txt"
 FINISHED = "finished.jsonl"
 """Every trial that has ended, whole: what a sweep that was interrupted goes on from."""
+CHECKPOINTS = "checkpoints"
+"""The folder of the states of trials under way; gone when the sweep ends."""
 
 FINAL = "final"
 """The stage that the trials of the last comparison go by in the tables."""
@@ -122,6 +124,8 @@ class RunDir:
                     f"the run directory {self.path} holds a link, {plain(entry.name)}, which could lead outside; put a "
                     "copy in its place, or name another with --run-dir"
                 )
+        for entry in self.file(CHECKPOINTS).glob(".*"):
+            entry.unlink()
         log = self.file(LOG)
         if log.exists():
             mend_tail(log)
@@ -133,6 +137,13 @@ class RunDir:
     def write(self, name: str, text: str) -> None:
         """Put a whole file in place at once."""
         write_atomically(self.file(name), text)
+
+    def write_lines(self, name: str, parts: Iterable[str]) -> None:
+        """The same for a text that comes in parts, of which one is in memory at a time."""
+        path = self.file(name)
+        with writing(path), replacing(path) as out:
+            for part in parts:
+                out.write(part.encode("utf-8"))
 
     def write_json(self, name: str, data: Any) -> None:
         """The same for plain data; numbers that JSON cannot say (NaN, infinity) become null."""
@@ -149,19 +160,27 @@ def write_atomically(path: Path, text: str, mode: int | None = None) -> None:
     Line ends are written as they stand in `text`. `mode` is the file's permission bits; None for those of a new file.
     Raises `UnwritableError` naming the file when the disk is full or the folder cannot be written.
     """
+    with writing(path), replacing(path, mode) as out:
+        out.write(text.encode("utf-8"))
+
+
+@contextmanager
+def replacing(path: Path, mode: int | None = None) -> Iterator[IO[bytes]]:
+    """A file to write in, that takes the place of `path` when the block ends, and on the disk at once; where it raises,
+    nothing is left. `mode` as in `write_atomically`.
+    """
     temporary = ""
     try:
-        with writing(path):
-            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-            with os.fdopen(handle, "w", encoding="utf-8", newline="") as out:
-                out.write(text)
-                out.flush()
-                os.fsync(out.fileno())
-            umask = os.umask(0)
-            os.umask(umask)
-            # mkstemp makes it private; a result is as readable as any other file
-            os.chmod(temporary, 0o666 & ~umask if mode is None else mode)
-            os.replace(temporary, path)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as out:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        # mkstemp makes it private; a result is as readable as any other file
+        os.chmod(temporary, 0o666 & ~umask if mode is None else mode)
+        os.replace(temporary, path)
     finally:
         if temporary and os.path.exists(temporary):
             os.unlink(temporary)

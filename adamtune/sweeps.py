@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 import platform
+import shutil
 import statistics
 import sys
 import time
@@ -43,7 +44,7 @@ from adamtune.plan import (
 from adamtune.randomness import RandomState
 from adamtune.recipe import Recipe
 from adamtune.report.html import report_html
-from adamtune.report.tables import curves_table, probe_table, trials_table
+from adamtune.report.tables import curves_table, probe_table, table_lines, trials_table
 from adamtune.rundir import RunDir
 from adamtune.search import close_storage, open_storage, refuse_known_run, storage_faults_told
 from adamtune.search.former_runs import learned_starts
@@ -52,7 +53,7 @@ from adamtune.stages.context import Budget, Seeds, StageAnswer, StageContext, Tr
 from adamtune.stages.costs import budget_steps
 from adamtune.task import Task, load_task
 from adamtune.task_calls import must_return
-from adamtune.trial import TrialRequest, new_model
+from adamtune.trial import RungReport, TrialRequest, new_model
 from adamtune.yaml_text import nearest
 
 RESULT_VERSION = 1
@@ -117,6 +118,15 @@ class _Notes(Progress):
     def on_steps(self, steps: int) -> None:
         self._audience.on_steps(steps)
 
+    def on_begin(self, requests: Sequence[TrialRequest]) -> None:
+        self._audience.on_begin(requests)
+
+    def on_rung(self, requests: Sequence[TrialRequest], reports: Sequence[RungReport | None]) -> None:
+        self._audience.on_rung(requests, reports)
+
+    def on_end(self, requests: Sequence[TrialRequest]) -> None:
+        self._audience.on_end(requests)
+
     def on_note(self, note: str) -> None:
         self._run.log(note)
         self._audience.on_note(note)
@@ -136,11 +146,16 @@ class _Notes(Progress):
         self._audience.on_answer(answer)
         self.write_tables()
 
+    def on_findings(self, findings: Sequence[Told]) -> None:
+        for told in findings:
+            seeds = f" ({told.seeds} of {told.of} seeds)" if told.of > 1 else ""
+            self._run.log(f"{told.finding.severity}: {told.finding.told}{seeds}")
+        self._audience.on_findings(findings)
+
     def write_tables(self) -> None:
         """The trials so far, as tables."""
-        self._run.write(rundir.TRIALS, trials_table(self.records).to_csv(index=False))
-        self._run.write(rundir.CURVES, curves_table(self.records).to_csv(index=False))
-        self._run.write(rundir.PROBE, probe_table(self.records).to_csv(index=False))
+        for name, table in ((rundir.TRIALS, trials_table), (rundir.CURVES, curves_table), (rundir.PROBE, probe_table)):
+            self._run.write_lines(name, table_lines(table, self.records))
 
 
 @must_return()
@@ -200,11 +215,12 @@ def sweep(
             learned=learned,
             finished=finished,
             stop=stop,
+            watch=notes,
         )
         began -= finished.seconds_before
         if spec.budget.time is not None:
             context.budget.deadline = began + spec.budget.time
-        notes.on_plan(plan, groups)
+        notes.on_plan(dataclasses.replace(plan, seconds_before=finished.seconds_before), groups)
         for note in told:
             notes.on_note(note)
         with _last_words(run, notes, engine), storage_faults_told(spec.storage):
@@ -224,6 +240,7 @@ def sweep(
             run.write(rundir.REPORT, report_html(run.path, told_as))
             run.log(f"done: {context.budget.spent} steps in {seconds:.1f} s")
             close_storage(storage)
+            shutil.rmtree(run.file(rundir.CHECKPOINTS), ignore_errors=True)  # of trials that failed
             run.write_json(rundir.RESULT, told_as)  # last: a run that has it is finished
     return result
 

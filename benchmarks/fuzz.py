@@ -123,7 +123,7 @@ def fuzz_results(cases: int, seed: int) -> Count:
             name = chance.choice([rundir.TRIALS, rundir.CURVES, rundir.PROBE, rundir.RECIPE])
             (folder / name).write_bytes(fuzz_checkpoints.damaged(whole[name].encode(), chance))
         looks = [["show", "run"], ["show", "run", "--json"], ["compare", "run", "default"], ["compare", "run", "run"]]
-        return chance.choice([*looks, ["diagnose", "run"], ["export", "run"]])
+        return chance.choice([*looks, ["diagnose", "run"], ["export", "run"], ["report", "run", "--open", "never"]])
 
     return _cases("mutated runs", case, cases, seed)
 

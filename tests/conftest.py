@@ -20,8 +20,10 @@ settings.load_profile("adamtune")
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """These import libraries that take seconds, and are not asked for by default."""
-    unwanted = "not consumers" in config.getoption("markexpr")
-    return True if unwanted and collection_path.name.startswith("test_consumer_") else None
+    wanted = config.getoption("markexpr")
+    consumer = "not consumers" in wanted and collection_path.name.startswith("test_consumer_")
+    browser = "not browser" in wanted and collection_path.name == "test_browser.py"
+    return True if consumer or browser else None
 
 
 @pytest.fixture

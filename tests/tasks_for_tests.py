@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -41,6 +42,20 @@ def separable(pause: float = 0.0) -> Task:
             yield batch
 
     return replace(task, train_batches=slowly) if pause else task
+
+
+def counted() -> Task:
+    """Adds a line to the file $STEPS_FILE at every training step, and then rests for $STEP_SECONDS."""
+    task, file, pause = separable(), os.environ["STEPS_FILE"], float(os.environ["STEP_SECONDS"])
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        if model.training:
+            with open(file, "a") as lines:
+                lines.write("step\n")
+            time.sleep(pause)
+        return task.loss(model, batch)
+
+    return replace(task, loss=loss)
 
 
 def overfitting() -> Task:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import io
 import json
 import math
@@ -9,6 +10,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +23,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RAdam, SparseAdam
 
+from adamtune.diagnosis import diagnose
 from adamtune.diagnosis.checkpoint import Checkpoint, read_checkpoint
 from adamtune.errors import CheckpointError
 from adamtune.handover import AdamThenSGD
@@ -176,7 +179,28 @@ def test_the_rules_see_one_record_at_its_step(file: Path) -> None:
     checkpoint = read(file, trained(AdamW, steps=4).state_dict())
     observed = checkpoint.observed
     assert observed.records == ((4, checkpoint.record),)
-    assert observed.recipe is None
+    assert observed.recipe is not None
+    assert (observed.recipe.betas, observed.recipe.eps) == ((0.9, 0.999), 1e-8)
+
+
+def test_a_saved_underflow_is_found_with_its_remedy(file: Path) -> None:
+    weight = nn.Parameter(torch.ones(50, dtype=torch.float16))
+    optimizer = torch.optim.Adam([weight], lr=1e-3, eps=1e-6)
+    for _ in range(20):
+        weight.grad = torch.full_like(weight, 1e-4)  # squared, below the least that fp16 has
+        optimizer.step()
+    (told,) = diagnose(saved(file, optimizer.state_dict())).findings
+    assert (told.finding.rule, told.finding.severity) == ("eps-size", "warning")
+    assert told.finding.remedy["eps"] > 1e-6
+
+
+def test_groups_that_differ_in_what_rules_ask_for_have_no_recipe(file: Path) -> None:
+    groups = [{"params": [nn.Parameter(torch.ones(3))], "eps": eps} for eps in (1e-8, 1e-6)]
+    optimizer = AdamW(groups)
+    for group in optimizer.param_groups:
+        group["params"][0].grad = torch.ones(3)
+    optimizer.step()
+    assert read(file, optimizer.state_dict()).observed.recipe is None
 
 
 # --- where the state is
@@ -355,11 +379,18 @@ def test_a_file_that_was_cut_short_is_refused(file: Path) -> None:
         assert "damaged" in refusal(file)
 
 
+@functools.cache
+def whole_file(legacy: bool) -> bytes:
+    """The same bytes at each call: a legacy file names its tensors by their addresses, and so varies in length."""
+    with tempfile.TemporaryDirectory() as folder:
+        return saved(Path(folder) / "optimizer.pt", trained(AdamW, steps=1).state_dict(), legacy).read_bytes()
+
+
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 @given(data=st.data())
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_damage_is_told_or_does_not_matter(data: st.DataObject, legacy: bool, file: Path) -> None:
-    whole = bytearray(saved(file, trained(AdamW, steps=1).state_dict(), legacy).read_bytes())
+    whole = bytearray(whole_file(legacy))
     for _ in range(data.draw(st.integers(1, 4))):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     file.write_bytes(whole)

@@ -123,6 +123,8 @@ def test_help_names_every_command_and_loads_nothing_heavy(tmp_path: Path) -> Non
         "lr-find",
         "sweep",
         "show",
+        "report",
+        "dashboard",
         "compare",
         "diagnose",
         "export",

@@ -78,7 +78,7 @@ def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
     def connect(url: str, on_note: Callable[[str], None]) -> PatientStorage:
         return PatientStorage(f"sqlite:///{tmp_path / 'server.db'}", on_note)
 
-    monkeypatch.setattr("adamtune.search.studies.PatientStorage", connect)
+    monkeypatch.setattr("adamtune.search.patient.PatientStorage", connect)
     monkeypatch.chdir(tmp_path)
     return connect
 

@@ -68,6 +68,7 @@ def test_no_element_is_left_out_or_counted_twice_at_the_edges_of_chunks(size: in
     first = torch.linspace(1.0, 100.0, size)
     optimizer = with_moments(first, torch.ones(()), torch.ones(0), first[:5])
     for state in optimizer.state.values():
+        state["exp_avg"].fill_(0.0)
         state["exp_avg_sq"].fill_(0.0)
     next(iter(optimizer.state.values()))["exp_avg_sq"][-7:] = 1.0
     record = AdamProbe(optimizer, exact=True).record()

@@ -87,7 +87,7 @@ def test_the_first_hour_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.Mo
         words = shlex.split(command, comments=True)
         assert words[0] == "adamtune"
         assert run(words[1:]) == 0, command
-    assert "def build_optimizer" in (tmp_path / "mine" / "optim_recipe.py").read_text()
+    assert "def build_optimizer" in (tmp_path / "optim_recipe.py").read_text()
 
 
 def test_every_export_format_is_in_the_readme() -> None:

@@ -48,7 +48,7 @@ def test_few_trials_say_nothing(run: Path) -> None:
     trials = pd.read_csv(run / "trials.csv")
     trials.head(9).to_csv(run / "trials.csv", index=False)
     assert related_statistics(run, 8).empty
-    assert findings_section(run, RESULT) == ""
+    assert findings_section(run, RESULT) is None
 
 
 def test_findings_are_told_and_escaped(run: Path) -> None:
@@ -56,9 +56,13 @@ def test_findings_are_told_and_escaped(run: Path) -> None:
         **{"rule": "eps-size", "severity": "warning", "told": "<b>eps</b> is large", "advice": "lower it"},
         **{"remedy": {"eps": 1e-8}, "seeds": {"raised": 4, "of": 5}},
     }
-    page = findings_section(run, {**RESULT, "findings": [finding]})
+    section = findings_section(run, {**RESULT, "findings": [finding]})
+    assert section is not None
+    page = section.body
     assert "&lt;b&gt;eps&lt;/b&gt; is large" in page
     assert "4 of 5" in page
     assert "eps 1e-08" in page
     assert "-1.00" in page
-    assert "Nothing was found" in findings_section(run, {**RESULT, "findings": []})
+    section = findings_section(run, {**RESULT, "findings": []})
+    assert section is not None
+    assert "Nothing was found" in section.body

@@ -10,12 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pandas as pd
 import pytest
+import torch
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
@@ -75,9 +77,11 @@ def stops_at(count: int) -> Callable[[], bool]:
     return lambda: next(asked) == count
 
 
+@pytest.mark.parametrize("worth", [0, 100])
 def test_a_sweep_interrupted_at_many_rungs_ends_as_one_that_was_not(
-    spec: Spec, unbroken: dict[str, Any], tmp_path: Path
+    worth: float, spec: Spec, unbroken: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("adamtune.trial.WORTH", worth)  # saved at every rung, or at none
     run = tmp_path / "run"
     sittings, at = 0, 3
     while not (run / rundir.RESULT).exists():
@@ -127,6 +131,51 @@ def test_a_sweep_killed_at_random_moments_ends_as_one_that_was_not(
     if not (run / rundir.RESULT).exists():
         sweep(spec, run)
     assert told(run) == unbroken
+
+
+def test_a_trial_that_was_killed_goes_on_from_its_last_rung(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = tmp_path / "spec.yaml"
+    ref = Path(__file__).parent / "tasks_for_tests.py"
+    text.write_text(SPEC.replace("adamtune.tasks.digits:task", f"{ref}:counted").replace("hidden: 16", ""))
+    monkeypatch.setattr("adamtune.trial.WORTH", 0)
+    monkeypatch.setenv("STEP_SECONDS", "0")
+    lines = tmp_path / "lines"
+    monkeypatch.setenv("STEPS_FILE", str(lines))
+    sweep(text, tmp_path / "unbroken" / "run")
+    steps = len(lines.read_text().splitlines())
+    lines.unlink()
+
+    script = (
+        "import sys, adamtune.trial; adamtune.trial.WORTH = 0\n"
+        "from adamtune.sweeps import sweep; sweep(sys.argv[1], sys.argv[2])"
+    )
+    run, kills = tmp_path / "killed" / "run", 0
+    for wanted in (1, 4):
+        child = subprocess.Popen(
+            [sys.executable, "-c", script, str(text), str(run)], env=os.environ | {"STEP_SECONDS": "0.005"}
+        )
+        while child.poll() is None and len(rungs_saved(run)) < wanted:
+            time.sleep(0.002)
+        child.kill()
+        child.wait()
+        kills += child.returncode == -signal.SIGKILL
+    saved = rungs_saved(run)
+    assert kills == 2
+    assert sum(saved) >= 4 * 5, "there is something to lose"
+    sweep(text, run)
+    assert told(run) == told(tmp_path / "unbroken" / "run")
+    assert not (run / rundir.CHECKPOINTS).exists()
+    again = len(lines.read_text().splitlines()) - steps
+    assert again <= 2 * 5, f"{again} steps trained twice, where a rung has five"
+
+
+def rungs_saved(run: Path) -> list[int]:
+    """The steps at which trials under way were saved."""
+    steps = []
+    for path in (run / rundir.CHECKPOINTS).glob("[!.]*"):
+        with suppress(FileNotFoundError):  # it has just ended
+            steps.append(torch.load(path, weights_only=True)["history"]["step"])
+    return steps
 
 
 @pytest.mark.parametrize("name", [rundir.FINISHED, rundir.JOURNAL])

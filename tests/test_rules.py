@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from adamtune.diagnosis import RULES, Observed, Rule, Severity, findings
+from adamtune.diagnosis import RULES, Observed, Rule, Severity, diagnose, findings
 from adamtune.diagnosis.rules.eps_size import largest_r
 from adamtune.diagnosis.rules.frozen_group import r_of_noise
 from adamtune.diagnosis.rules.oscillation import flips_of_noise
+from adamtune.errors import ProbeError
 from adamtune.probe import AdamProbe
 from adamtune.recipe import GroupRule, Kind, Match, Recipe
 
@@ -146,3 +149,70 @@ def test_a_layer_that_lags_is_warned_of_only_where_a_larger_lr_was_measured_to_h
     assert [(finding.rule, finding.group, finding.severity, dict(finding.remedy)) for finding in found] == [
         ("layer-imbalance", "slow", severity, remedy)
     ]
+
+
+def test_a_groups_name_may_hold_slashes() -> None:
+    weight = torch.nn.Parameter(torch.ones(4))
+    optimizer = torch.optim.AdamW([{"params": [weight], "name": "enc/a"}], lr=1e-6)
+    probe = AdamProbe(optimizer)
+    for _ in range(30):
+        weight.grad = torch.ones(4)
+        optimizer.step()
+        probe.step()
+    found = diagnose(probe, recipe=Recipe(lr=1e-6))
+    assert [(told.finding.rule, told.finding.group) for told in found.findings] == [("frozen-group", "enc/a")]
+    assert list(found.groups) == ["enc/a"]
+
+
+def test_radams_first_steps_which_nothing_divides_are_no_underflow() -> None:
+    weight = torch.nn.Parameter(torch.ones(50))
+    optimizer = torch.optim.RAdam([weight], lr=1e-6)
+    probe, noise = AdamProbe(optimizer), torch.Generator().manual_seed(0)
+    for _ in range(12):
+        weight.grad = 100 * torch.randn(50, generator=noise)
+        optimizer.step()
+        probe.step()
+    assert "eps-size" not in [told.finding.rule for told in diagnose(probe, recipe=Recipe(lr=1e-6)).findings]
+
+
+def test_a_probe_given_to_a_resumed_optimizer_counts_on() -> None:
+    weight = torch.nn.Parameter(torch.ones(50))
+    optimizer = torch.optim.Adam([weight])
+
+    def train(size: float) -> None:
+        weight.grad = torch.full_like(weight, size)
+        optimizer.step()
+
+    for _ in range(300):
+        train(0.01)
+    probe = AdamProbe(optimizer, every=3)
+    for _ in range(12):
+        train(1.0)
+        probe.step()
+    assert [step for step, _ in probe.records] == [303, 306, 309, 312]
+    assert not diagnose(probe, recipe=Recipe()).findings
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"recipe": "recipe.yaml"}, "recipe must be a Recipe"),
+        ({"horizon": 0}, "horizon must be at least 1"),
+        ({"validation": [1.0, 2.0]}, "pairs"),
+    ],
+)
+def test_what_diagnose_cannot_use_is_told(given: dict[str, Any], said: str) -> None:
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.ones(3))])
+    with pytest.raises(ProbeError, match=said):
+        diagnose(AdamProbe(optimizer), **given)
+
+
+def test_percentiles_that_rules_do_not_read_leave_them_silent() -> None:
+    weight = torch.nn.Parameter(torch.ones(4))
+    optimizer = torch.optim.AdamW([weight])
+    probe = AdamProbe(optimizer, percentiles=np.array([90]))
+    for _ in range(6):
+        weight.grad = torch.ones(4)
+        optimizer.step()
+        probe.step()
+    assert diagnose(probe, recipe=Recipe()).groups.keys() == {"group0"}

@@ -124,7 +124,8 @@ def test_a_result_that_is_none_is_refused_in_one_sentence(
 ) -> None:
     run = make_run()
     (run / rundir.RESULT).write_text(text)
-    for arguments in (["show", run], ["show", run, "--json"], ["compare", run, run], ["diagnose", run]):
+    looks = (["show", run], ["show", run, "--json"], ["compare", run, run], ["diagnose", run], ["report", run])
+    for arguments in looks:
         assert command(list(map(str, arguments))) == 2
         said = capsys.readouterr()
         assert said.out == ""
@@ -179,9 +180,8 @@ def test_a_result_changed_at_random_is_shown_or_refused(
             container, key = chance.choice(value_places(result))
             container[key] = chance.choice(ODD)
         (run / rundir.RESULT).write_text(json.dumps(result))
-        codes = [
-            command([*arguments, str(run)]) for arguments in (["show"], ["compare", "default"], ["show", "--json"])
-        ]
+        looks = (["show"], ["compare", "default"], ["show", "--json"], ["report", "--open", "never"])
+        codes = [command([*arguments, str(run)]) for arguments in looks]
         said = capsys.readouterr()
         assert set(codes) <= {0, 2}, said.err
         assert "has a bug" not in said.err, (said.err, result)
@@ -222,9 +222,10 @@ def test_a_link_out_of_a_run_directory_is_not_read(
     secret.write_text("lr: 0.5  # hunter2\nthis: is, hunter2\n")
     for name, commands in {
         rundir.RESULT: ["show", "compare", "diagnose"],
-        rundir.RECIPE: ["export", "compare", "diagnose"],
-        rundir.TRIALS: ["diagnose"],
-        rundir.PROBE: ["diagnose"],
+        rundir.RECIPE: ["export", "compare", "diagnose", "report"],
+        rundir.TRIALS: ["diagnose", "report"],
+        rundir.PROBE: ["diagnose", "report"],
+        rundir.SPEC: ["report"],
     }.items():
         shutil.rmtree("runs", ignore_errors=True)
         run = make_run()
@@ -284,6 +285,7 @@ def test_looking_at_a_run_never_imports_its_task(
     (run / rundir.SPEC).write_text(f"task: {{ref: '{task}:task'}}\nhorizon: 300\n")
     (run / rundir.RECIPE).write_text(f"lr: 0.0123\nprovenance: {{task: '{task}:task', run: mine}}\n")
     looks = [["show"], ["show", run], ["show", run, "--json"], ["compare", run, run], ["diagnose", run]]
+    looks += [["report", run, "--open", "never"]]
     looks += [
         ["export", run, "--format", format, "--total-steps", 300] for format in ("python", "yaml", "hf", "megatron")
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +16,7 @@ import pytest
 import worker_tasks
 from optuna.trial import TrialState
 from stacked import CPU, alone, assert_same, finish, requests, task
+from torch import Tensor, nn
 
 from adamtune.engines.answers import answer_of, answer_to
 from adamtune.engines.jobs import Done, HeldTrials, Job
@@ -29,6 +30,7 @@ from adamtune.errors import AdamtuneError, InputError, TaskError
 from adamtune.history import Outcome, Ramp, TrialRequest
 from adamtune.recipe import Recipe, Schedule
 from adamtune.search import open_storage
+from adamtune.task import Task
 
 ASKED = [*requests(), *requests(seeds=(2,), optimizer="sgd")]
 DOOMED = TrialRequest(Recipe(optimizer="sgd", lr=1e200, schedule=Schedule(kind="constant", warmup=0.0)), 0, 24)
@@ -53,10 +55,12 @@ def workplace(
 
 
 @contextmanager
-def in_thread(folder: Path, lease: float = 30.0) -> Iterator[tuple[WorkQueue, SpreadEngine]]:
+def in_thread(
+    folder: Path, lease: float = 30.0, make: Callable[[], Task] = task
+) -> Iterator[tuple[WorkQueue, SpreadEngine]]:
     """An engine with a worker in a thread of this process."""
     queue = WorkQueue(open_storage(url(folder), folder), "run", {"ref": "-", "args": {}, "name": "toy"}, lease=lease)
-    mine = Worker(open_storage(url(folder), folder), "run", lambda told: task(), CPU, 30.0, lambda note: None)
+    mine = Worker(open_storage(url(folder), folder), "run", lambda told: make(), CPU, 30.0, lambda note: None)
     thread = threading.Thread(target=mine.serve)
     thread.start()
     with closing(SpreadEngine("workers", queue)) as engine:
@@ -100,6 +104,29 @@ def test_a_trial_is_let_go_once_it_is_not_wanted_any_more(tmp_path: Path) -> Non
     assert (1 in held, 2 in held) == (False, True)
     assert not held.do(Job(2, ASKED[2], ((7, True), (24, True)))).runs
     assert 2 not in held  # it has ended
+
+
+def counting(steps: list[bool]) -> Task:
+    """The regression, which notes every training step."""
+    own = task()
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        if model.training:
+            steps.append(True)
+        return own.loss(model, batch)
+
+    return replace(own, loss=loss)
+
+
+def test_a_worker_holds_its_trials_from_rung_to_rung(tmp_path: Path) -> None:
+    steps: list[bool] = []
+    with in_thread(tmp_path, make=lambda: counting(steps)) as (_, engine):
+        for asked in (ASKED[:2], ASKED[2:3]):
+            batch = engine.open(asked)
+            for step in (7, 12, 24):
+                batch.advance(step)
+            batch.results()
+    assert len(steps) == 3 * 24
 
 
 def test_a_job_done_again_from_the_start_has_the_same_answer() -> None:
@@ -227,6 +254,35 @@ def test_a_worker_imports_what_its_owner_has_named_and_nothing_else(tmp_path: Pa
         task_loader(f"{TASKS}:plain")({"ref": "os:system", "args": {}, "name": "another"})
     assert task_loader(f"{TASKS}:plain")({"ref": "os:system", "args": {}, "name": "toy"}).name == "toy"
     assert not (tmp_path / "hit").exists()
+
+
+def test_a_worker_goes_on_from_the_state_that_a_dead_one_has_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adamtune.trial.WORTH", 0)
+    steps: list[bool] = []
+    rungs, state = ((7, True), (12, False), (24, True)), 32 * "a" + ".pt"
+    whole = HeldTrials(task(), CPU).do(Job(0, ASKED[0], rungs)).result
+    HeldTrials(task(), CPU, tmp_path).do(Job(0, ASKED[0], rungs[:2], state=state))
+    assert [path.name for path in tmp_path.iterdir()] == [state]
+    assert_same(
+        [HeldTrials(counting(steps), CPU, tmp_path).do(Job(0, ASKED[0], rungs, state=state)).result], [whole], 0.0
+    )
+    assert len(steps) == 24 - 12
+    others = ((7, True), (13, False), (24, True))
+    HeldTrials(task(), CPU, tmp_path).do(Job(0, ASKED[0], rungs[:2], state=state))
+    steps.clear()
+    HeldTrials(counting(steps), CPU, tmp_path).do(Job(0, ASKED[0], others, state=state))
+    assert len(steps) == 24, "it was saved at other rungs"
+
+
+@pytest.mark.parametrize("name", ["../out.pt", "out.pt", "", "/" + 31 * "a" + ".pt"])
+def test_a_job_names_no_file_but_a_state(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adamtune.trial.WORTH", 0)
+    folder = tmp_path / "states"
+    folder.mkdir()
+    HeldTrials(task(), CPU, folder).do(Job(0, ASKED[0], ((7, True),), state=name))
+    assert [path.name for path in tmp_path.rglob("*")] == ["states"]
 
 
 def test_an_answer_that_names_any_class_becomes_an_error_of_ours_only() -> None:

@@ -15,6 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from adamtune.cli.compare import compare
+from adamtune.cli.dashboard import dashboard
 from adamtune.cli.diagnose import diagnose
 from adamtune.cli.doctor import doctor
 from adamtune.cli.export import export
@@ -22,6 +23,7 @@ from adamtune.cli.help_text import help_of
 from adamtune.cli.init import init
 from adamtune.cli.lr_find import lr_find
 from adamtune.cli.recipes import recipes_app
+from adamtune.cli.report import report
 from adamtune.cli.show import show
 from adamtune.cli.sweep import sweep
 from adamtune.cli.worker import worker
@@ -38,7 +40,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # typer's boxes cost more time than all else `--help` does together
     pretty_exceptions_enable=False,
 )
-for command in (init, doctor, lr_find, sweep, show, compare, diagnose, export, worker):
+for command in (init, doctor, lr_find, sweep, show, report, dashboard, compare, diagnose, export, worker):
     app.command(command.__name__.replace("_", "-"), **help_of(command))(command)
 app.add_typer(recipes_app, name="recipes")
 

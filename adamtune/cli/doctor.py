@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from adamtune.cli import imports
 from adamtune.cli.lr_find import parse_task_args
 from adamtune.errors import ExitCode, InputError, TaskError
 
@@ -38,12 +39,13 @@ def doctor(
     arguments = parse_task_args(task_arg or [])
     if task_arg and task is None:
         raise InputError("--task-arg is for a task; name it by --task")
-    from adamtune.doctor import Line, Status, check_environment, check_task
-    from adamtune.doctor.task_checks import problem_line
-    from adamtune.engines import pick_device
-    from adamtune.report import terminal
-    from adamtune.report.doctor import print_lines
-    from adamtune.task import load_task
+    with imports.quickly():
+        from adamtune.doctor import Line, Status, check_environment, check_task
+        from adamtune.doctor.task_checks import problem_line
+        from adamtune.engines import pick_device
+        from adamtune.report import terminal
+        from adamtune.report.doctor import print_lines
+        from adamtune.task import load_task
 
     checks: Iterable[Line] = ()
     if task is not None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from adamtune.errors import ExitCode
+
+if TYPE_CHECKING:
+    from adamtune.export import Export
 
 
 def export(
@@ -45,6 +48,10 @@ def export(
     consumer_version: Annotated[
         int | None, typer.Option(help="Major version of the consumer to write for, where formats differ.")
     ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print as JSON: the text, what it cannot say, what was written.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but the result and errors.")] = False,
 ) -> int:
     """Write a recipe in the words of a training repo; says what they cannot express.
 
@@ -77,34 +84,51 @@ def export(
     tuned = horizon if type(horizon) is int and horizon > 0 else None
     context = Context(total_steps or tuned, consumer_version, steps_per_epoch)
     export = export_into(recipe, format, into, context) if into else export_recipe(recipe, format, context)
-    if tuned and total_steps is None and format not in ("python", "yaml"):
-        typer.echo(f"for a run of {tuned:,} steps, as the recipe was tuned for; --total-steps says another", err=True)
-    for unsaid in export.unsaid:
-        typer.echo(f"{format} cannot say {unsaid}", err=True)
-    if export.edit:
+    steps = context.total_steps if format not in ("python", "yaml") else None
+    if not json and not quiet:
+        _tell(export, format, steps if total_steps is None else None)
+    if not json and export.edit and (dry_run or not quiet):  # shown before it is done
         typer.echo(export.edit.diff or f"{into} says all of this already\n", nl=False)
-        if export.edit.left:
-            typer.echo(f"left as they are, and in force: {', '.join(export.edit.left)}", err=True)
-    if dry_run:
-        return ExitCode.DONE
     beside = companion_path(target) if target and companion and export.companion else None
-    if beside:
+    if beside and not dry_run:
         check_target(beside, force)
-    if export.edit:
-        if export.edit.diff:
-            backup = export.edit.write(force)
-            typer.echo(f"wrote {into}; as it was before: {backup}")
+    backup, written = None, []
+    if not dry_run and export.edit and export.edit.diff:
+        backup = export.edit.write(force)
+        written.append(into)
     elif to:
         write_export(to, export.text, force)
-        typer.echo(f"wrote {to}")
-    else:
-        typer.echo(export.text, nl=False)
-        return ExitCode.DONE
-    if beside and export.companion:
+        written.append(to)
+    if not dry_run and beside and export.companion:
         write_export(beside, export.companion, force)
-        typer.echo(f"wrote {beside}")
-    elif export.companion:
-        typer.echo("--companion writes the Python module that adds what is missing")
-    elif companion:
-        typer.echo("no companion is needed: the format says everything")
+        written.append(beside)
+    if json:
+        from adamtune.report import terminal
+
+        told = {
+            "format": format,
+            "total_steps": steps,
+            "written": list(map(str, written)),
+            "backup": backup and str(backup),
+        }
+        terminal.print_json({"version": 1, **told, **export.to_dict()})
+    elif target is None:
+        typer.echo(export.text, nl=False)
+    elif not quiet and not dry_run:
+        for path in written:
+            typer.echo(f"wrote {path}" + (f"; as it was before: {backup}" if path == into else ""))
+        if export.companion and not beside:
+            typer.echo("--companion writes the Python module that adds what is missing")
+        elif companion and not export.companion:
+            typer.echo("no companion is needed: the format says everything")
     return ExitCode.DONE
+
+
+def _tell(export: Export, format: str, steps: int | None) -> None:
+    """What somebody must know who takes the text as it is. `steps`: those it assumes."""
+    if steps:
+        typer.echo(f"for a run of {steps:,} steps, as the recipe was tuned for; --total-steps says another", err=True)
+    for unsaid in export.unsaid:
+        typer.echo(f"{format} cannot say {unsaid}", err=True)
+    if export.edit and export.edit.left:
+        typer.echo(f"left as they are, and in force: {', '.join(export.edit.left)}", err=True)

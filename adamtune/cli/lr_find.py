@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from adamtune.cli import imports
 from adamtune.errors import ExitCode, InputError
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def lr_find(
     memory: Annotated[float, typer.Option(help="Share of the free memory that trials side by side may take.")] = 0.6,
     plot: Annotated[Path | None, typer.Option(help="Also write the curve as an HTML page here.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but the result and errors.")] = False,
 ) -> int:
     """Find the learning rate for a run of --horizon steps.
 
@@ -57,17 +59,18 @@ def lr_find(
     arguments = parse_task_args(task_arg or [])
     if plot is not None and (plot.is_dir() or not plot.parent.is_dir()):
         raise InputError(f"--plot {plot}: name a file in a folder that exists")
-    from adamtune.lr_finder import lr_find as find
-    from adamtune.recipe import load_recipe
-    from adamtune.report import terminal
-    from adamtune.report.live import steps_progress
-    from adamtune.report.lr_plot import lr_html_plot, lr_terminal_plot
-    from adamtune.rundir import write_atomically
-    from adamtune.task import load_task
+    with imports.quickly():
+        from adamtune.lr_finder import lr_find as find
+        from adamtune.recipe import load_recipe
+        from adamtune.report import terminal
+        from adamtune.report.live import steps_progress
+        from adamtune.report.lr_plot import lr_html_plot, lr_terminal_plot
+        from adamtune.rundir import write_atomically
+        from adamtune.task import load_task
 
     base = load_recipe(recipe) if recipe else None
     loaded = load_task(task, arguments)
-    with steps_progress(quiet=json) as on_steps:
+    with steps_progress(quiet=json or quiet) as on_steps:
         result = find(
             loaded,
             steps=steps,
@@ -85,7 +88,7 @@ def lr_find(
             engine=engine,
             memory=memory,
             on_steps=on_steps,
-            on_note=lambda note: typer.echo(f"adamtune: {note}", err=True),
+            on_note=lambda note: None if quiet else typer.echo(f"adamtune: {note}", err=True),
         )
     if plot is not None:
         write_atomically(plot, lr_html_plot(result))

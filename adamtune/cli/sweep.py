@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from adamtune.cli import imports
 from adamtune.cli.interrupts import after_the_rung
 from adamtune.errors import ExitCode, StorageError, UnwritableError
 from adamtune.passwords import without_passwords
@@ -37,6 +38,7 @@ def sweep(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan, cost and time; keep nothing.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but the result and errors.")] = False,
 ) -> int:
     """Tune the recipe of a training run and write down the best, with the evidence.
 
@@ -50,11 +52,12 @@ def sweep(
     from adamtune.spec import load_spec
 
     loaded = load_spec(spec, overrides)
-    from adamtune.report import terminal
-    from adamtune.report.live import SweepScreen
-    from adamtune.rundir import next_run_dir
-    from adamtune.sweeps import plan_of
-    from adamtune.sweeps import sweep as run_sweep
+    with imports.quickly():
+        from adamtune.report import terminal
+        from adamtune.report.live import sweep_progress
+        from adamtune.rundir import next_run_dir
+        from adamtune.sweeps import plan_of
+        from adamtune.sweeps import sweep as run_sweep
 
     if dry_run:
         plan = plan_of(loaded)
@@ -65,8 +68,8 @@ def sweep(
         return ExitCode.DONE
     target = run_dir or next_run_dir(spec.stem)
     try:
-        with SweepScreen(target, quiet=json) as screen, after_the_rung(screen.on_note) as stop:
-            result = run_sweep(loaded, target, screen, learn_from or (), stop)
+        with sweep_progress(loaded, target, quiet=json or quiet) as told, after_the_rung(told.on_note) as stop:
+            result = run_sweep(loaded, target, told, learn_from or (), stop)
     except KeyboardInterrupt:
         kept = f"what has been measured is in {target}; {_again(spec, target, again)} goes on from there"
         typer.echo(f"adamtune: interrupted; {kept}", err=True)

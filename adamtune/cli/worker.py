@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from adamtune.cli import imports
 from adamtune.errors import ExitCode
 
 
@@ -29,18 +30,41 @@ def worker(
             show_default=False,
         ),
     ] = None,
+    checkpoints: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder `checkpoints` of the run, where this machine sees it: trials whose worker died go on from "
+            "their last rung.",
+            envvar="ADAMTUNE_CHECKPOINTS",
+            show_envvar=True,
+            show_default=False,
+            file_okay=False,
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="Where to train: auto, cpu, cuda, cuda:1.")] = "auto",
     idle: Annotated[float, typer.Option(min=0, help="Seconds to wait for the sweep to begin, or to go on.")] = 600.0,
+    json: Annotated[bool, typer.Option("--json", help="Print why it ended as JSON, and nothing else.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but the result and errors.")] = False,
 ) -> int:
     """Train trials of a sweep that runs with `engine: workers` on the same storage; ends with it.
 
     Example: adamtune worker --storage postgresql://me@db/tuning --study digits-1
     """
-    from adamtune.engines import pick_device
-    from adamtune.engines.worker import Worker, task_loader
-    from adamtune.search import open_storage
+    with imports.quickly():
+        from adamtune.engines import pick_device
+        from adamtune.engines.worker import Worker, task_loader
+        from adamtune.report import terminal
+        from adamtune.search import open_storage
 
-    opened = open_storage(storage, Path(), typer.echo)
-    serving = Worker(opened, study, task_loader(task), pick_device(device), idle, typer.echo)
-    typer.echo(f"worker {serving.name}: {serving.serve()}")
+    def tell(note: str) -> None:
+        if not json and not quiet:
+            typer.echo(note)
+
+    opened = open_storage(storage, Path(), tell)
+    serving = Worker(opened, study, task_loader(task), pick_device(device), idle, tell, checkpoints)
+    ended = serving.serve()
+    if json:
+        terminal.print_json({"version": 1, "worker": serving.name, "study": study, "ended": ended})
+    else:
+        typer.echo(f"worker {serving.name}: {ended}")
     return ExitCode.DONE

@@ -11,10 +11,12 @@ from typing import Any
 from torch.optim import Optimizer
 
 from adamtune.diagnosis.finding import Observed, Record
-from adamtune.diagnosis.rebuilt import Rebuilt, plain, whole
+from adamtune.diagnosis.rebuilt import Rebuilt, has_settings, number, plain, whole
 from adamtune.diagnosis.saved_file import read_saved
 from adamtune.errors import CheckpointError, InputError
 from adamtune.probe import AdamProbe
+from adamtune.probe.frame import parts
+from adamtune.recipe import Recipe
 
 _DEEPEST = 6
 """How far below the top of a file optimizer states are looked for."""
@@ -33,11 +35,13 @@ class Checkpoint:
     """See `AdamProbe`; without what needs weights or gradients."""
     notes: tuple[str, ...] = ()
     """What the record lacks, in sentences."""
+    recipe: Recipe | None = None
+    """Settings that all param groups share; None where they differ, or lr has come down to zero."""
 
     @property
     def observed(self) -> Observed:
-        """The checkpoint as the rules look at it: one record, no recipe, no losses."""
-        return Observed(records=((self.step or 0, self.record),) if self.record else ())
+        """The checkpoint as the rules look at it: one record, the saved settings, no losses."""
+        return Observed(records=((self.step or 0, self.record),) if self.record else (), recipe=self.recipe)
 
 
 def read_checkpoint(path: str | Path, exact: bool = False) -> Checkpoint:
@@ -59,13 +63,16 @@ def read_checkpoint(path: str | Path, exact: bool = False) -> Checkpoint:
     record: dict[str, float] = {}
     steps: list[int] = []
     nadam = False
+    groups: list[Mapping[str, Any]] = []
     for place, state_dict in found.items():
         rebuilt = Rebuilt(state_dict, file, f"{plain(place)}." if len(found) > 1 else "", global_step)
         record |= _measured(rebuilt.optimizer, file, exact)
         steps += rebuilt.steps
         nadam |= rebuilt.nadam
+        groups += rebuilt.optimizer.param_groups
     step = max(steps, default=global_step)
-    return Checkpoint(file, step, record, tuple(_notes(record, found, step, nadam)))
+    notes = tuple(_notes(record, found, step, nadam))
+    return Checkpoint(file, step, record, notes, None if nadam else _recipe(groups))
 
 
 def checkpoint_file(path: Path) -> Path:
@@ -131,7 +138,8 @@ def _is_state_dict(value: Mapping[Any, Any]) -> bool:
 
 def _keys_told(saved: object) -> str:
     if not isinstance(saved, Mapping):
-        return f", but a {type(saved).__name__}"
+        kind = type(saved).__name__
+        return f", but {'an' if kind[0].lower() in 'aeiou' else 'a'} {kind}"
     keys = [plain(key) for key in list(saved)[:5]]
     return f" (it has {', '.join(keys)}{', ...' if len(saved) > 5 else ''})" if keys else ", but an empty dict"
 
@@ -145,11 +153,27 @@ def _measured(optimizer: Optimizer, file: Path, exact: bool) -> dict[str, float]
         raise CheckpointError(f"{file}: {problem}") from problem
 
 
+def _recipe(groups: Sequence[Mapping[str, Any]]) -> Recipe | None:
+    """What the groups share, where that is all that rules of one record ask for: betas and eps."""
+    if not groups or not all(map(has_settings, groups)):
+        return None
+    shared = {(*map(number, group["betas"]), number(group["eps"])) for group in groups}
+    lr = max(number(group["lr"]) or 0.0 for group in groups)
+    if len(shared) != 1:
+        return None
+    beta1, beta2, eps = shared.pop()
+    try:
+        return Recipe(lr=lr, betas=(beta1 or 0.0, beta2 or 0.0), eps=eps or 0.0)
+    except ValueError:  # lr has come down to zero, say
+        return None
+
+
 def _notes(record: Record, found: Mapping[str, Mapping[str, Any]], step: int | None, nadam: bool) -> Iterator[str]:
-    if any(key.split("/")[1] == "r" for key in record):
+    if any(parts(key)[1] == "r" for key in record):
         yield "a checkpoint has no gradients and no weights beside Adam's state: what needs them is left out"
         if nadam:
             yield "half of NAdam's update is of the gradient: r and lr_r are those of Adam with these moments"
+        yield "one state shows overflow, underflow and an eps too large; all else needs a training's course: AdamProbe"
         if step is None:
             yield "no step is saved, so bias correction is taken to be over"
     else:

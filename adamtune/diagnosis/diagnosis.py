@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from adamtune.diagnosis.finding import Finding, Observed, Record, Severity
 from adamtune.diagnosis.judging import findings
 from adamtune.errors import InputError
+from adamtune.probe.frame import parts
 from adamtune.recipe import Recipe
 from adamtune.rundir import is_run
 
@@ -66,8 +67,8 @@ class Diagnosis:
         """The record by param group: statistic (`r/p50`, `grad_norm`) -> value."""
         by_group: dict[str, dict[str, float]] = {}
         for key, value in self.record.items():
-            group, _, statistic = key.partition("/")
-            by_group.setdefault(group, {})[statistic] = value
+            group = parts(key)[0]
+            by_group.setdefault(group, {})[key[len(group) + 1 :]] = value
         return by_group
 
     def to_dict(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from adamtune.probe.frame import parts
 from adamtune.recipe import Kind, Recipe
 
 Record = Mapping[str, float]
@@ -71,7 +72,7 @@ class Observed:
     @property
     def groups(self) -> list[str]:
         """Names of the param groups that the probe saw, in its order."""
-        return list({key.split("/")[0]: None for _, record in self.records for key in record})
+        return list({parts(key)[0]: None for _, record in self.records for key in record})
 
     def series(self, group: str, statistic: str, percentile: int | None = None) -> list[tuple[int, float]]:
         """(step, value) of one statistic of a group, where it was measured."""

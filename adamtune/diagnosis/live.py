@@ -27,6 +27,12 @@ def observed_live(
 
     Kinds of parameters are told from the probe's model. Raises `ProbeError` for anything else.
     """
+    if recipe is not None and not isinstance(recipe, Recipe):
+        raise ProbeError(f"recipe must be a Recipe, not {type(recipe).__name__}; adamtune.load_recipe reads a file")
+    if horizon is not None and horizon < 1:
+        raise ProbeError(f"horizon must be at least 1 step, not {horizon}")
+    if not all(isinstance(each, Sequence) and len(each) == 2 for each in validation):
+        raise ProbeError("validation must be pairs (step, loss)")
     if isinstance(target, AdamProbe):
         probe, records = target, target.records
     elif isinstance(target, Optimizer):

@@ -37,12 +37,13 @@ def mean(series: Sequence[tuple[int, float]]) -> float | None:
 def unsolved(observed: Observed) -> bool:
     """Whether the last training losses say that there is something left to learn; False where there are none.
 
-    Judged by the mean of the last tenth; steps that fp16 skipped are left out.
+    Judged by the mean of the last tenth; steps that fp16 skipped are left out. A loss that goes below zero does not say
+    where its end is, and counts as unsolved.
     """
     losses = [loss for loss in observed.train_losses if math.isfinite(loss)]
     if len(losses) < 2:
         return False
-    return fmean(losses[-max(1, len(losses) // 10) :]) > SOLVED * losses[0]
+    return min(losses) < 0 or fmean(losses[-max(1, len(losses) // 10) :]) > SOLVED * losses[0]
 
 
 def rule_of(recipe: Recipe | None, group: str) -> GroupRule | None:

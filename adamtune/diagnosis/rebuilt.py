@@ -57,7 +57,7 @@ class Rebuilt:
                 raise CheckpointError(f"{file} has {what}; save optimizer.state_dict() as it is")
             name = prefix + plain(name)
             group = {plain(key): value for key, value in saved.items()} | {"name": name, "params": []}
-            group["weight_decay"] = _number(saved.get("weight_decay")) or 0.0
+            group["weight_decay"] = number(saved.get("weight_decay")) or 0.0
             for flag in ("amsgrad", "maximize", "decoupled_weight_decay"):
                 group[flag] = saved.get(flag) is True
             # Half of NAdam's update is of the gradient, which is not saved; its moments are read as Adam's.
@@ -104,7 +104,7 @@ class Rebuilt:
             moments = [own[key] for key in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if key in own]
             if not {"exp_avg", "exp_avg_sq"} <= set(own):
                 continue
-            if not _has_settings(group):
+            if not has_settings(group):
                 raise CheckpointError(
                     f"{self._file} has Adam's moments for the group '{group['name']}', but not its lr, betas and eps "
                     "as numbers; save optimizer.state_dict() as it is"
@@ -123,15 +123,17 @@ def _is_moment(value: object) -> bool:
     return codes or value.is_floating_point() or value.is_complex()
 
 
-def _has_settings(group: Mapping[str, Any]) -> bool:
+def has_settings(group: Mapping[str, Any]) -> bool:
+    """Whether lr, betas and eps are there, as numbers."""
     betas = group.get("betas")
     if not isinstance(betas, list | tuple) or len(betas) != 2:
         return False
-    numbers = [_number(value) for value in (group.get("lr"), group.get("eps"), *betas)]
+    numbers = [number(value) for value in (group.get("lr"), group.get("eps"), *betas)]
     return all(each is not None for each in numbers) and all(0 <= (each or 0.0) < 1 for each in numbers[2:])
 
 
-def _number(value: object) -> float | None:
+def number(value: object) -> float | None:
+    """A finite number, or a tensor of one, as float; None for all else."""
     if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex() and not value.is_meta:
         return float(value)
     if not isinstance(value, int | float) or isinstance(value, bool) or abs(value) > sys.float_info.max:

@@ -19,12 +19,12 @@ _EXTRAS = {
     "examples": "the tasks in adamtune.tasks",
     "ray": "engine: ray",
     "postgres": "storages on PostgreSQL",
+    "dashboard": "adamtune dashboard",
 }
 """Extras of ours that one may want, and what for."""
 _OTHERS = {
     "transformers": "adamtune init --kind transformers, and the probe as a callback of its Trainer",
     "lightning": "adamtune init --kind lightning, and the probe as its callback",
-    "optuna-dashboard": "a look at a sweep's storage in the browser",
     "pyarrow": "tables as Parquet",
 }
 """Packages beside the extras that adamtune has something for."""
@@ -88,7 +88,7 @@ def _packages() -> Iterator[Line]:
 
 
 def _devices() -> Iterator[Line]:
-    yield Line("cpu", Status.OK, f"{os.cpu_count()} cores, {torch.get_num_threads()} threads of torch's")
+    yield Line("cpu", Status.OK, f"{_cores()} cores, {torch.get_num_threads()} threads of torch's")
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             free, whole = torch.cuda.mem_get_info(index)
@@ -101,6 +101,11 @@ def _devices() -> Iterator[Line]:
         yield Line("cuda", Status.OK, "none; trials run on the CPU")
     if torch.backends.mps.is_available():
         yield Line("mps", Status.OK, "Apple's GPU")
+
+
+def _cores() -> int:
+    """Those this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _memory() -> Line:

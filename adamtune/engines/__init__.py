@@ -17,6 +17,7 @@ from adamtune.engines.population import PopulationEngine
 from adamtune.engines.ray_workplace import RayWorkplace
 from adamtune.engines.resumable import ResumableBatch as ResumableBatch
 from adamtune.engines.resumable import ResumableEngine as ResumableEngine
+from adamtune.engines.resumable import TrialWatch as TrialWatch
 from adamtune.engines.sequential import SequentialEngine
 from adamtune.engines.spread import SpreadEngine
 from adamtune.engines.work_queue import WorkQueue

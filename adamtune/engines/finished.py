@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 import zlib
@@ -14,7 +15,7 @@ from typing import Any
 
 from adamtune.engines.plain import result_data, result_of
 from adamtune.history import TrialRequest, TrialResult
-from adamtune.rundir import append, read_lines
+from adamtune.rundir import CHECKPOINTS, append, read_lines
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,13 @@ class FinishedTrials:
     def __init__(self, path: Path | None = None) -> None:
         """Go on with the file at `path`, or begin it with the first trial; without a path nothing is kept."""
         self._path = path
-        self._asked: Counter[str] = Counter()
+        self._asked: Counter[bytes] = Counter()
         self._lines: dict[Place, dict[str, Any]] = {}
         self.seconds_before = 0.0
         """What earlier sittings of the sweep took, up to the last trial that ended."""
+        if path is not None:
+            with suppress(OSError):  # without it no state is kept
+                path.with_name(CHECKPOINTS).mkdir(exist_ok=True)
         if path is not None and path.exists():
             for data in read_lines(path):
                 with suppress(KeyError, TypeError, ValueError):  # of another version, or nobody's: not known
@@ -52,10 +56,17 @@ class FinishedTrials:
 
     def place(self, request: TrialRequest) -> Place:
         """The place of a request that is about to train."""
-        ramp = request.ramp and asdict(request.ramp)
-        key = json.dumps([request.recipe.training_key(), request.seed, request.horizon, ramp, request.probe])
-        self._asked[key] += 1
-        return Place(key, self._asked[key])
+        key = request.key
+        digest = hashlib.sha256(key.encode()).digest()  # a tenth of the key: there is one for every trial of the sweep
+        self._asked[digest] += 1
+        return Place(key, self._asked[digest])
+
+    def checkpoint(self, place: Place) -> Path | None:
+        """Where the state of the trial at this place is kept until it ends."""
+        if self._path is None:
+            return None
+        name = hashlib.sha256(f"{place.time} {place.key}".encode()).hexdigest()[:32]
+        return self._path.with_name(CHECKPOINTS) / f"{name}.pt"
 
     def pop(self, place: Place, request: TrialRequest) -> TrialResult | None:
         """The trial that ended at this place in an earlier sitting; None where there is none that can be read."""
@@ -72,3 +83,11 @@ class FinishedTrials:
         elapsed = time.monotonic() - self._began
         told = [asdict(place) | result_data(result) | {"elapsed": elapsed} for place, result in ended]
         append(self._path, "".join(json.dumps(data) + "\n" for data in told))
+        for place, _ in ended:
+            self.forget(place)
+
+    def forget(self, place: Place) -> None:
+        """Let go of the state of a trial under way."""
+        path = self.checkpoint(place)
+        if path is not None:
+            path.unlink(missing_ok=True)

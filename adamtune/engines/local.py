@@ -76,6 +76,8 @@ class LocalBatch:
                 part = self._again(part, running)
                 with cpu_threads():
                     found = part.advance(to_step, evaluate)
+            elif isinstance(part, Population):
+                part.keep()
             for place, (home, index) in self._home.items():
                 if home is part:
                     reports[place] = found[index]
@@ -99,7 +101,7 @@ class LocalBatch:
         return time_limit(self._timeout * members)
 
     def _one_by_one(self, places: Iterable[int]) -> SequentialBatch:
-        trials = [Trial(self._task, self._requests[place], self._device) for place in places]
+        trials = [Trial.begin(self._task, self._requests[place], self._device) for place in places]
         return SequentialBatch(trials, self._on_steps, self._timeout)
 
     def _adopt(self, part: Part, places: Iterable[int]) -> None:

@@ -11,9 +11,12 @@ from pathlib import Path
 import torch
 
 from adamtune.errors import AdamtuneError, ExitCode
+from adamtune.rundir import CHECKPOINTS
 
 NAME = "ADAMTUNE_WORKER"
 """The environment variable by which a sweep names the workers it starts."""
+STATES = "ADAMTUNE_CHECKPOINTS"
+"""The environment variable by which they are told the folder of the states of trials under way."""
 STORAGE = "ADAMTUNE_STORAGE"
 """The environment variable that a worker reads the storage URL from: a command line would show its password."""
 
@@ -86,7 +89,8 @@ class LocalWorkers:
 
     def _start(self, place: int) -> None:
         name = f"local-{place}-{uuid.uuid4().hex[:6]}"
-        environment = os.environ | {STORAGE: self._url, NAME: name}
+        states = self._log.with_name(CHECKPOINTS).resolve()
+        environment = os.environ | {STORAGE: self._url, NAME: name, STATES: str(states)}
         if self._device.type == "cuda" and self._device.index is None:
             there = os.environ.get("CUDA_VISIBLE_DEVICES")
             devices = there.split(",") if there else [str(index) for index in range(torch.cuda.device_count())]

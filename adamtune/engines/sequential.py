@@ -39,6 +39,8 @@ class SequentialBatch:
         self._trials: list[Trial | None] = list(trials)
         self._results: list[TrialResult | None] = [None] * len(trials)
         self._on_steps, self._timeout = on_steps, timeout
+        self._told = 0
+        """Steps of the trial that trains, of which `on_steps` has heard."""
 
     def advance(self, to_step: int, evaluate: bool = True) -> list[RungReport | None]:
         """See `TrialBatch.advance`."""
@@ -47,15 +49,16 @@ class SequentialBatch:
             if trial is None:
                 reports.append(None)
                 continue
-            before = trial.step
+            self._told = trial.step
             try:
                 with cpu_threads(), time_limit(self._timeout):
-                    reports.append(trial.advance(to_step, evaluate))
+                    reports.append(trial.advance(to_step, evaluate, self._tell))
             except TimeIsUp:
                 trial.fail(too_long(self._timeout))
                 reports.append(None)
-            finally:
-                self._on_steps(trial.step - before)
+            finally:  # of those that an error, or an interrupt, has ended before they were told
+                self._tell(trial.step - self._told)
+            trial.keep()
             if trial.outcome is not None:
                 self._close(index, trial)
         return reports
@@ -77,6 +80,11 @@ class SequentialBatch:
             if trial is not None:
                 self._close(index, trial)
         return [result for result in self._results if result is not None]
+
+    def _tell(self, steps: int) -> None:
+        if steps:
+            self._told += steps
+            self._on_steps(steps)
 
     def _close(self, index: int, trial: Trial) -> None:
         """Keep the numbers and let go of the model and its optimizer state."""
@@ -103,7 +111,7 @@ class SequentialEngine:
 
     def open(self, requests: Sequence[TrialRequest]) -> SequentialBatch:
         """See `Engine.open`."""
-        trials = [Trial(self._task, request, self._device) for request in requests]
+        trials = [Trial.begin(self._task, request, self._device) for request in requests]
         return SequentialBatch(trials, self._on_steps, self._timeout)
 
     def facts(self) -> dict[str, Any]:

@@ -65,6 +65,7 @@ class SpreadEngine:
         """See `Engine.open`."""
         trials = [_Trial(next(self._numbers), request) for request in requests]
         self._open |= {trial.number for trial in trials}
+        self._workplace.keep(self._open)
         return SpreadBatch(self, trials)
 
     def facts(self) -> dict[str, Any]:
@@ -78,7 +79,7 @@ class SpreadEngine:
     def train(self, trials: Sequence[_Trial], rungs: tuple[tuple[int, bool], ...]) -> None:
         """Take trials through rungs. Raises what the first of them raised, once none is under way."""
         for each in trials:
-            self._workplace.submit(Job(each.number, each.request, rungs, self._timeout))
+            self._workplace.submit(self._job(each, rungs))
         under_way = {trial.number: trial for trial in trials}
         errors: dict[int, BaseException] = {}
         try:
@@ -88,7 +89,7 @@ class SpreadEngine:
                         continue
                     if answer.lost and trial.lose(answer.lost, self._max_retries if answer.again else 0):
                         self._on_note(f"trial {trial.number} starts again elsewhere: {answer.lost}")
-                        self._workplace.submit(Job(trial.number, trial.request, rungs, self._timeout))
+                        self._workplace.submit(self._job(trial, rungs))
                         continue
                     del under_way[answer.trial]
                     if answer.error is not None:
@@ -102,6 +103,10 @@ class SpreadEngine:
             self.release(each.number for each in trials if not each.runs or each.number in under_way)
         if errors:
             raise errors[min(errors)]
+
+    def _job(self, trial: _Trial, rungs: tuple[tuple[int, bool], ...]) -> Job:
+        state = trial.request.checkpoint.name if trial.request.checkpoint else ""
+        return Job(trial.number, trial.request, rungs, self._timeout, state)
 
     def release(self, trials: Iterable[int]) -> None:
         """They are not asked for any more."""

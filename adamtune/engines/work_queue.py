@@ -106,6 +106,7 @@ class WorkQueue:
 
     def submit(self, job: Job) -> None:
         """See `Workplace.submit`."""
+        self._say_kept()  # before a worker can take the job, and let go of its trial
         attrs = {"job": job.to_dict(), "holder": self._holder.get(job.trial, "")}
         waiting = create_trial(state=TrialState.WAITING, user_attrs=attrs)
         self._given[self._storage.create_new_trial(self._study, waiting)] = _Given(job)
@@ -114,9 +115,7 @@ class WorkQueue:
     def answers(self) -> Iterator[Answer]:
         """See `Workplace.answers`."""
         self._look_after_workers()
-        if self._kept is not None:
-            self._storage.set_study_user_attr(self._study, "keep", self._kept)
-            self._kept = None
+        self._say_kept()
         came = False
         for trial in self._storage.get_all_trials(self._study, deepcopy=False):
             given = self._given.get(trial._trial_id)
@@ -150,6 +149,11 @@ class WorkQueue:
         finally:
             if self._local is not None:
                 self._local.close()
+
+    def _say_kept(self) -> None:
+        if self._kept is not None:
+            self._storage.set_study_user_attr(self._study, "keep", self._kept)
+            self._kept = None
 
     def _answer(self, trial: FrozenTrial, given: _Given) -> Answer | None:
         number = given.job.trial

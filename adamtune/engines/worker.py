@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,10 +49,12 @@ class Worker:
         device: torch.device,
         idle: float,
         on_note: Callable[[str], None],
+        states: Path | None = None,
     ) -> None:
         """`load` makes the task from its `ref` and `args` as the run has them, or refuses. `idle`: seconds to wait for
-        a run to begin, or to be heard of again.
+        a run to begin, or to be heard of again. `states`: the run's folder of the states of trials under way.
         """
+        self._states = states
         self._storage, self._run, self._load, self._device = storage, run, load, device
         self._idle, self._on_note = idle, on_note
         self.name = worker_name()
@@ -72,7 +75,7 @@ class Worker:
                 if task is None or task[0] != told:
                     task = told, self._load(told)
                 self._on_note(f"worker {self.name} trains for {self._run} on {self._device}")
-                held = HeldTrials(task[1], self._device)
+                held = HeldTrials(task[1], self._device, self._states)
                 return _Sitting(self._storage, study, self.name, held, self._random).work(self._idle)
             except KeyError:  # the run's jobs have vanished: it has ended, or begins again
                 study = self._find(_AGAIN)

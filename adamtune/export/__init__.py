@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from adamtune.errors import ExportError
 from adamtune.export import (
@@ -53,6 +54,14 @@ class Export:
     """Source of the module that adds what is unsaid; None where nothing is."""
     edit: FileEdit | None = None
     """Of `export_into`: the change to the file."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; `edit` only of `export_into`."""
+        data = {"text": self.text, "unsaid": list(map(str, self.unsaid)), "companion": self.companion}
+        if self.edit is None:
+            return data
+        edit = {name: list(getattr(self.edit, name)) for name in ("added", "replaced", "left")}
+        return data | {"edit": {"diff": self.edit.diff, **edit}}
 
 
 def recipe_of(source: Path) -> Recipe:

@@ -11,7 +11,9 @@ import itertools
 import math
 import random
 import time
-from collections.abc import Callable, Container, Sequence
+from collections import deque
+from collections.abc import Callable, Container, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +23,11 @@ from adamtune.errors import AdamtuneError
 from adamtune.history import INSPECT_EVERY, History, RungReport, TrialRequest, TrialResult
 from adamtune.population.feed import Drawn, Feed, same_numpy
 from adamtune.population.joined import Uneven, joined
+from adamtune.population.saved import put_back, row_of, saved_together
 from adamtune.population.stack import Stack
 from adamtune.population.state import Member, NotVectorisable, stacking
 from adamtune.task import Task
+from adamtune.trial_state import SYNC, WORTH, batch_digest, expected_seconds, unsaved, write_state
 
 __all__ = ["NotVectorisable", "Population"]
 
@@ -44,25 +48,85 @@ class Population:
 
         Raises `NotVectorisable`, here and from `advance`: the trials must then be trained another way, from the start.
         """
-        self._device, self._on_steps = device, on_steps
-        self._histories = [History(request) for request in requests]
-        self._members = [
-            Member(index, request, history)
-            for index, (request, history) in enumerate(zip(requests, self._histories, strict=True))
-        ]
-        self._feeds = {seed: Feed(task, seed, device) for seed in dict.fromkeys(r.seed for r in requests)}
-        self._noisy = noisy
+        self._task, self._requests, self._device, self._on_steps = task, requests, device, on_steps
+        self._width, self._noisy = width, noisy
         self._accumulate = requests[0].recipe.accumulate
         self._horizon = requests[0].horizon
-        self._step = 0
-        self._ahead: dict[int, list[Drawn]] = {seed: [] for seed in self._feeds}
-        first = self._draw(min(INSPECT_EVERY, self._horizon))
-        apart = noisy or _uneven(first)
-        self._stacks = [
-            Stack.start(task, members, self._feeds, noisy, device) for members in _portions(self._members, width, apart)
+        states = saved_together(requests)
+        try:
+            self._begin(states)
+        except Exception:  # perhaps since what was saved does not fit
+            if not states:
+                raise
+            self._begin([])
+        self._seconds = self._kept_at = 0.0
+        self._writing = sum(expected_seconds(stack.model.module) * stack.width for stack in self._stacks)
+
+    def _begin(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Members untrained, or as they were in these `states`, of all of them at one step."""
+        self._histories = [History(request) for request in self._requests]
+        if states:
+            pairs = zip(self._requests, states, strict=True)
+            self._histories = [History.of(request, state["history"]) for request, state in pairs]
+        self._told = deque(zip(*(history.reports for history in self._histories), strict=True))
+        self._members = [
+            Member(index, request, history)
+            for index, (request, history) in enumerate(zip(self._requests, self._histories, strict=True))
         ]
+        seeds = dict.fromkeys(request.seed for request in self._requests)
+        self._feeds = {seed: Feed(self._task, seed, self._device) for seed in seeds}
+        self._ahead: dict[int, list[Drawn]] = {seed: [] for seed in self._feeds}
+        self._last: dict[int, Drawn] = {}
+        self._step = 0
+        if states:
+            self._draw_again(self._histories[0].step)
+            for member, state in zip(self._members, states, strict=True):
+                if self._drawn(member.request.seed) != state["drawn"]:
+                    raise ValueError("other batches")
+        first = self._draw(min(INSPECT_EVERY, self._horizon - self._step))
+        apart = self._noisy or _uneven(first)
+        self._stacks = [
+            Stack.start(self._task, members, self._feeds, self._noisy, self._device)
+            for members in _portions(self._members, self._width, apart)
+        ]
+        self._unsaved = unsaved(self._stacks[0].model.module) if self._requests[0].checkpoint else None
+        if states:
+            for stack in self._stacks:
+                put_back(stack, [states[member.index]["stacked"] for member in stack.members])
         for feed in self._feeds.values():
             feed.forget_model()
+
+    def keep(self) -> None:
+        """Save where every running member stands to its request's `checkpoint`, where there is one: once they have
+        trained so long since they were saved last that writing costs little beside.
+        """
+        if self._unsaved is None or self._told or self._seconds - self._kept_at < WORTH * self._writing:
+            return
+        self._kept_at, self._writing = self._seconds, 0.0
+        for stack in self._stacks:
+            if unsaved(stack.model.module) != self._unsaved:
+                continue
+            for row, member in enumerate(stack.members):
+                drawn = self._drawn(member.request.seed)
+                if drawn is not None:
+                    parts = {"stacked": row_of(stack, row), "drawn": drawn}
+                    self._writing += max(SYNC, write_state(member.request, member.history, parts))
+
+    def _drawn(self, seed: int) -> int | None:
+        return batch_digest(self._last[seed].batches) if seed in self._last else 0
+
+    def _draw_again(self, to_step: int) -> None:
+        """Draw what was trained on up to that step."""
+        while self._step < to_step:
+            count = min(INSPECT_EVERY, to_step - self._step)
+            self._pass(self._draw(count), count)
+
+    def _pass(self, window: Mapping[int, Sequence[Drawn]], count: int) -> None:
+        """The next `count` steps are done."""
+        self._last = {seed: drawn[count - 1] for seed, drawn in window.items()}
+        self._step += count
+        for store in self._ahead.values():
+            del store[:count]
 
     def close(self) -> None:
         """Let go of models, optimizer states and batches; what still runs counts as pruned."""
@@ -72,6 +136,8 @@ class Population:
 
     def advance(self, to_step: int, evaluate: bool = True) -> list[RungReport | None]:
         """See `TrialBatch.advance`."""
+        if self._told:
+            return list(self._told.popleft())
         began = time.perf_counter()
         running = [member for member in self._members if member.history.outcome is None]
         with stacking(self._device):
@@ -83,6 +149,7 @@ class Population:
             measured, recorded = values.get(member.index, {}), probed.get(member.index, {})
             reports[member.index] = member.history.rung(measured, recorded)
         self._drop_ended()
+        self._seconds += time.perf_counter() - began
         return reports
 
     def runs(self, index: int) -> bool:
@@ -144,9 +211,7 @@ class Population:
             random.setstate(python)
             np.random.set_state(numpy)
             raise NotVectorisable("its loss draws from Python's or NumPy's random numbers")
-        self._step += count
-        for store in self._ahead.values():
-            del store[:count]
+        self._pass(window, count)
 
     def _fail(self, feeds: dict[int, Feed]) -> None:
         """Raise what came instead of these seeds' next batches, unless that is how their members' divergence shows."""

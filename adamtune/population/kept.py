@@ -63,6 +63,8 @@ class _Gone(Tensor):
     """Stands where a tensor of the members was; whatever is done with it raises."""
 
     place: str
+    forgotten = True
+    """For `trial_state`: nothing is lost without it."""
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

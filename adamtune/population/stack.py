@@ -56,7 +56,7 @@ class Stack:
         self, task: Task, members: Sequence[Member], model: StackedModel, noisy: bool, device: torch.device
     ) -> None:
         """Use `start`."""
-        self._task, self.members, self._model = task, list(members), model
+        self._task, self.members, self.model = task, list(members), model
         self._noisy, self._device = noisy, device
         self._settle()
 
@@ -85,7 +85,7 @@ class Stack:
     @property
     def repeatable(self) -> bool:
         """Whether a step that raised may be taken again: no buffer can have been changed on the way."""
-        return next(self._model.module.buffers(), None) is None
+        return next(self.model.module.buffers(), None) is None
 
     def step(self, drawn: Mapping[int, Drawn], step: int) -> Tensor:
         """Train every member one step, `step` from 0, on what its seed has drawn; the losses (width,), on the device.
@@ -103,26 +103,26 @@ class Stack:
 
     def watched(self) -> AbstractContextManager[list[str]]:
         """See `StackedModel.watched`."""
-        return self._model.watched()
+        return self.model.watched()
 
     def gradients(self, row: int) -> dict[str, Tensor | None]:
         """The gradients of one member, by parameter name, from its last step."""
         return {
             name.removeprefix(PREFIX): None if param.grad is None else param.grad[row]
-            for name, param in zip(self._model.names, self._model.state.params, strict=True)
+            for name, param in zip(self.model.names, self.model.state.params, strict=True)
         }
 
     def buffers(self, row: int) -> dict[str, Tensor]:
         """The buffers of one member, by name."""
-        return self._model.buffers(row)
+        return self.model.buffers(row)
 
     def evaluate(self) -> list[dict[str, float]]:
         """See `evaluation.evaluate`."""
-        return evaluate(self._task, self.members, self._model, self._device)
+        return evaluate(self._task, self.members, self.model, self._device)
 
     def probe(self, row: int, step: int) -> dict[str, float]:
         """What `AdamProbe` records of one member after the update of `step`."""
-        state = self._model.state
+        state = self.model.state
         params = []
         for param in state.params:
             own = nn.Parameter(param.detach()[row])
@@ -147,26 +147,26 @@ class Stack:
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only."""
         if len(rows) < self.width:
-            self._model.keep(rows)
+            self.model.keep(rows)
             self.members = [self.members[row] for row in rows]
             self._settle()
 
     def halves(self) -> tuple[Stack, Stack]:
         """Two stacks in place of this one."""
         middle = self.width // 2
-        other = Stack(self._task, self.members, self._model.another(), self._noisy, self._device)
+        other = Stack(self._task, self.members, self.model.another(), self._noisy, self._device)
         other.keep(range(middle, self.width))
         self.keep(range(middle))
         return self, other
 
     def sound(self) -> list[bool]:
         """By member: whether no parameter is NaN, infinite or huge; see `adamtune.trial`."""
-        fine = [(param.detach().abs() < HUGE).reshape(self.width, -1).all(1) for param in self._model.state.params]
+        fine = [(param.detach().abs() < HUGE).reshape(self.width, -1).all(1) for param in self.model.state.params]
         return [bool(value) for value in torch.stack(fine).all(0).tolist()]
 
     def _settle(self) -> None:
         """Find again what depends on who is in the stack: runs, and the views of each row that are updated."""
-        state = self._model.state
+        state = self.model.state
         self._runs = self._find_runs()
         self._views = [
             [tensor.detach().unbind() for tensor in tensors] for tensors in (state.params, state.first, state.second)
@@ -188,8 +188,8 @@ class Stack:
         return runs
 
     def _run(self, rows: range, request: TrialRequest, recipe: Recipe) -> _Run:
-        places = {name.removeprefix(PREFIX): place for place, name in enumerate(self._model.names)}
-        groups = param_groups(recipe, self._model.module)
+        places = {name.removeprefix(PREFIX): place for place, name in enumerate(self.model.names)}
+        groups = param_groups(recipe, self.model.module)
         curves = moves(groups, request.multiplier, request.ramped)
         found = [
             ([places[name] for name in group.names], group, move) for group, move in zip(groups, curves, strict=True)
@@ -211,7 +211,7 @@ class Stack:
             else:
                 batch, dims = joined([drawn[seed].batches[turn] for seed in seeds])
             with autocast(recipe.precision, self._device):
-                losses = self._model.call_all(self._loss_at(step), batch, dims, "same" if self._noisy else "error")
+                losses = self.model.call_all(self._loss_at(step), batch, dims, "same" if self._noisy else "error")
             check_loss(self._task, losses.sum(), step)
             shares = losses / recipe.accumulate
             shares.sum().backward()  # type: ignore[no-untyped-call]
@@ -229,7 +229,7 @@ class Stack:
 
     def _clip(self) -> None:
         limits = [member.request.recipe.clip_norm for member in self.members]
-        gradients = [param.grad for param in self._model.state.params if param.grad is not None]
+        gradients = [param.grad for param in self.model.state.params if param.grad is not None]
         if not gradients or all(limit is None for limit in limits):
             return
         # As torch.nn.utils.clip_grad_norm_: the norm of the tensors' norms, and a coefficient of at most one.
@@ -247,7 +247,7 @@ class Stack:
 
     @torch.no_grad()
     def _update(self, step: int) -> None:
-        state = self._model.state
+        state = self.model.state
         gradients = {place: param.grad.unbind() for place, param in enumerate(state.params) if param.grad is not None}
         if not gradients:
             return
@@ -283,13 +283,13 @@ class Stack:
             return
         kernel = torch._fused_adamw_ if recipe.optimizer == "adamw" else torch._fused_adam_
         kernel(
-            params, own, first, second, [], [self._model.state.steps[place] for place, _ in mine], lr=lr,
+            params, own, first, second, [], [self.model.state.steps[place] for place, _ in mine], lr=lr,
             beta1=group.betas[0], beta2=group.betas[1], weight_decay=group.weight_decay, eps=group.eps, amsgrad=False,
             maximize=False,
         )  # fmt: skip
 
     def _forget_gradients(self) -> None:
-        for param in self._model.state.params:
+        for param in self.model.state.params:
             param.grad = None
 
 

@@ -53,6 +53,11 @@ class StackedModel:
         """The module whose names and attributes all members share; its own parameters are not trained."""
         return self._call.model
 
+    @property
+    def counters(self) -> dict[str, Tensor]:
+        """Of what all members share, all that training may change: masks and counters."""
+        return {name: tensor for name, tensor in self._shared.items() if not tensor.is_floating_point()}
+
     def another(self) -> StackedModel:
         """One whose module keeps attributes and counters of its own; the same state until either keeps some rows."""
         shared = {name: tensor.clone() for name, tensor in self._shared.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -39,7 +40,7 @@ class AdamProbe:
     and, as `GROUP/STATISTIC`, shares from 0 to 1 of these elements:
 
     - `below_eps`: sqrt_v_hat is below eps, but not zero
-    - `never_updated`: v is zero
+    - `never_updated`: m and v are zero
     - `nonfinite`: m or v is NaN or infinite; percentiles are of the others
     - `flips`: m has another sign than at the optimizer step before. Known from m and the gradient while that is there,
       so record before `zero_grad`. Left out where beta1 is 0
@@ -70,15 +71,17 @@ class AdamProbe:
         each parameter by itself, under its name in `model`, or in `param_names` where the optimizer was given named
         parameters. Raises `ProbeError` where one of them cannot be used.
         """
-        if every < 1:
-            raise ProbeError(f"every must be at least 1, not {every}")
-        if not percentiles or not all(0 <= each <= 100 for each in percentiles):
+        if not isinstance(every, int) or every < 1:
+            raise ProbeError(f"every must be a whole number of at least 1, not {every!r}")
+        if not len(percentiles) or not all(0 <= each <= 100 for each in percentiles):
             raise ProbeError(f"percentiles must be numbers from 0 to 100, such as (10, 50, 90), not {percentiles!r}")
         if by not in ("group", "layer"):
             raise ProbeError(f"by must be 'group' or 'layer', not {by!r}")
         if not hasattr(optimizer, "param_groups") or not hasattr(optimizer, "state"):
             kind = type(optimizer).__name__
             raise ProbeError(f"AdamProbe reads a torch optimizer, not {kind}: AdamProbe(optimizer, model)")
+        if model is not None and not isinstance(model, nn.Module):
+            raise ProbeError(f"model must be a torch.nn.Module or None, not {type(model).__name__}")
         self.optimizer = unwrapped(optimizer)
         """The optimizer that is read, out of any wrapper."""
         self.model = model
@@ -86,7 +89,7 @@ class AdamProbe:
         self._percentiles = tuple(percentiles)
         self._exact = exact
         self.by: Literal["group", "layer"] = by
-        self._steps = 0
+        self._steps = _steps_made(self.optimizer)
         self._picked: dict[str, tuple[tuple[torch.device, tuple[int, ...]], Picks]] = {}
         self.records: list[tuple[int, Mapping[str, float]]] = []
         self.notes: tuple[str, ...] = ()
@@ -104,7 +107,8 @@ class AdamProbe:
         return SAMPLE if self.by == "group" else LAYER_SAMPLE
 
     def step(self, *_: object) -> None:
-        """Count an optimizer step; at every N-th, append (step, record) to `records`.
+        """Count an optimizer step; at every N-th, append (step, record) to `records`. Counting goes on from the steps
+        that the optimizer had made when it was given.
 
         Call it after `optimizer.step()`, or hook it in: `optimizer.register_step_post_hook(probe.step)`.
         """
@@ -223,3 +227,11 @@ class AdamProbe:
         if known is None or known[0] != key:
             known = self._picked[name] = key, pick(key[1], self._limit, device)
         return known[1]
+
+
+def _steps_made(optimizer: Optimizer) -> int:
+    """What Adam's own state counts; 0 before its first step, and of those that count none."""
+    counts = [
+        state["step"] for state in optimizer.state.values() if isinstance(state.get("step"), int | float | Tensor)
+    ]
+    return max((int(count) for count in counts if count < math.inf), default=0)

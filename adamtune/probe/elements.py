@@ -101,7 +101,7 @@ def elements(
         r=r,
         update_to_weight=(settings.lr * r).div_(theta.abs()),
         below_eps=(root < settings.eps) & (root > 0),
-        never_updated=v == 0,
+        never_updated=(v == 0) & (m == 0),
         nonfinite=nonfinite,
         flips=flips,
         known=known,

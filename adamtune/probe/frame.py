@@ -21,13 +21,14 @@ def frame(records: Iterable[tuple[int, Mapping[str, float]]]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    rows = [(step, *_parts(key), value) for step, record in records for key, value in record.items()]
+    rows = [(step, *parts(key), value) for step, record in records for key, value in record.items()]
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     types = {"step": "int64", "group": "str", "statistic": "str", "percentile": "float64", "value": "float64"}
     return table.astype(types)
 
 
-def _parts(key: str) -> tuple[str, str, float | None]:
+def parts(key: str) -> tuple[str, str, float | None]:
+    """Group (which may hold slashes), statistic and percentile of a record's key."""
     found = _KEY.fullmatch(key)
     assert found, key
     percentile = found["percentile"]

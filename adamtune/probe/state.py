@@ -44,14 +44,20 @@ def moments_of(param: Tensor, state: Mapping[str, Any], group: Mapping[str, Any]
     first, second = state.get("exp_avg"), state.get("exp_avg_sq")
     if group.get("amsgrad"):
         second = state.get("max_exp_avg_sq", second)
-    if not isinstance(first, Tensor) or not isinstance(second, Tensor) or "betas" not in group:
+    if not isinstance(first, Tensor) or not isinstance(second, Tensor) or not _has_settings(group):
         return None
     weight, first, second = real(param), real(first), real(second)
     if not weight.numel() == first.numel() == second.numel():
         return None  # as where moments are of projected gradients
     gradient = None if param.grad is None else real(param.grad)
-    found = Moments(weight, first, second, gradient, state.get("step", 1.0), state.get("mu_product", 1.0))
+    found = Moments(
+        weight, first, second, gradient, state.get("step", group.get("step", 1.0)), state.get("mu_product", 1.0)
+    )
     return found if first.is_contiguous() else _in_order_of_memory(found)
+
+
+def _has_settings(group: Mapping[str, Any]) -> bool:
+    return "eps" in group and "lr" in group and len(group.get("betas", ())) == 2
 
 
 def _in_order_of_memory(moments: Moments) -> Moments:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 from rich.console import Console
@@ -23,3 +24,19 @@ class PlainConsole(Console):
     def render_str(self, text: str, **options: Any) -> Text:
         """Every text that is printed goes through here, a table's cells too; a `Text` does not."""
         return super().render_str(plain(text, keep="\n"), **options)
+
+    def tell(self, text: str, indent: int = 2, style: str | None = None) -> None:
+        """Print a sentence. At a terminal it breaks between words and goes on `indent` columns in; a pipe gets one
+        line.
+        """
+        if self.is_terminal:
+            hanging = " " * min(indent, self.width // 2)
+            text = textwrap.fill(
+                text,
+                self.width,
+                subsequent_indent=hanging,
+                break_long_words=False,
+                break_on_hyphens=False,
+                replace_whitespace=False,
+            )
+        self.print(text, style=style, soft_wrap=True)

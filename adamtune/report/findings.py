@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from adamtune import rundir
-from adamtune.report.page import paragraph, table
+from adamtune.report.page import Section, paragraph, table
 from adamtune.report.wording import number
 from adamtune.run_tables import all_rows
 
@@ -19,7 +19,7 @@ _LEAST_TRIALS = 10
 _SHOWN = 8
 
 
-def findings_section(run: Path, result: Mapping[str, Any]) -> str:
+def findings_section(run: Path, result: Mapping[str, Any]) -> Section | None:
     """Findings on the recommended recipe, and the statistics that rank trials as the objective does."""
     parts = []
     found = result.get("findings")
@@ -33,7 +33,7 @@ def findings_section(run: Path, result: Mapping[str, Any]) -> str:
         told = f"Over the {count} trials to the horizon: what the probe measured a rung before it, beside their {name}."
         parts += ["<h3>What goes with the objective</h3>", paragraph(told)]
         parts.append(table(["statistic", "rank correlation"], rows))
-    return "\n".join(["<h2>Findings</h2>", *parts]) if parts else ""
+    return Section("Findings", "\n".join(parts), "findings") if parts else None
 
 
 def _table(found: list[dict[str, Any]]) -> str:
@@ -51,7 +51,7 @@ def _table(found: list[dict[str, Any]]) -> str:
                 remedy,
             ]
         )
-    return table(["", "rule", "seeds", "what was seen", "what to do", "as a recipe change"], rows)
+    return table(["severity", "rule", "seeds", "what was seen", "what to do", "as a recipe change"], rows)
 
 
 def related_statistics(run: Path, horizon: int) -> pd.DataFrame:

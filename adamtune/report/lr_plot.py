@@ -81,4 +81,4 @@ def lr_html_plot(result: LRFindResult) -> str:
     missing = result.response and sum(not math.isfinite(score) for score in result.response.scores)
     if missing:
         caption += f" Of the short trials' learning rates, {missing} diverged or were pruned and have no point."
-    return page(f"adamtune lr-find: {result.task}", [*told, picture(drawn, caption)])
+    return page(f"adamtune lr-find: {result.task}", "\n".join([*told, picture(drawn, caption)]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator, Sequence
 
 import pandas as pd
 
@@ -16,7 +17,24 @@ _TABLE_KNOBS = (
 )
 
 
-def trials_table(records: list[TrialRecord]) -> pd.DataFrame:
+_AT_A_TIME = 250
+"""Trials whose rows are in memory at once: those of ten thousand take hundreds of megabytes."""
+
+
+def table_lines(
+    table: Callable[[Sequence[TrialRecord]], pd.DataFrame], records: Sequence[TrialRecord]
+) -> Iterator[str]:
+    """A table of these trials as CSV, in parts."""
+    columns: dict[str, None] = {}
+    parts = range(0, max(1, len(records)), _AT_A_TIME)
+    for start in parts:
+        columns |= dict.fromkeys(table(records[start : start + _AT_A_TIME]).columns)
+    for start in parts:
+        part = table(records[start : start + _AT_A_TIME]).reindex(columns=list(columns))
+        yield part.to_csv(index=False, header=start == 0)
+
+
+def trials_table(records: Sequence[TrialRecord]) -> pd.DataFrame:
     """One row a trial."""
     rows = []
     for record in records:
@@ -49,7 +67,7 @@ def trials_table(records: list[TrialRecord]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*columns, "groups", "message"])
 
 
-def curves_table(records: list[TrialRecord]) -> pd.DataFrame:
+def curves_table(records: Sequence[TrialRecord]) -> pd.DataFrame:
     """One row a rung."""
     rows = []
     for record in records:
@@ -69,7 +87,7 @@ def curves_table(records: list[TrialRecord]) -> pd.DataFrame:
     return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["stage", "study", "trial", "seed", "step"])
 
 
-def probe_table(records: list[TrialRecord]) -> pd.DataFrame:
+def probe_table(records: Sequence[TrialRecord]) -> pd.DataFrame:
     """One row a statistic of a probe record."""
     rows = [
         (record.stage, record.study, record.number, record.result.request.seed, rung.step, *_probe_key(key), value)

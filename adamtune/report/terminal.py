@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from adamtune import rundir
@@ -21,7 +20,11 @@ if TYPE_CHECKING:
     from adamtune.plan import Plan
 
 
-def _out() -> Console:
+_TOLD = 13
+"""Columns of the names before what is told."""
+
+
+def _out() -> PlainConsole:
     return PlainConsole(soft_wrap=True)
 
 
@@ -59,10 +62,10 @@ def print_plan(plan: Plan, horizon: int) -> None:
     out = _out()
     out.print(table)
     budget = f"{plan.budget:,.0f} steps" if math.isfinite(plan.budget) else "bounded by time only"
-    out.print(f"about {plan.steps:,} steps in all; budget: {budget}; stages are asked as far as it goes")
+    out.tell(f"about {plan.steps:,} steps in all; budget: {budget}; stages are asked as far as it goes")
     if timed:
         whole, step = _duration(plan.steps * plan.seconds_per_step), f"{1e3 * plan.seconds_per_step:.3g} ms"
-        out.print(f"about {whole} one trial at a time, less side by side; a step takes {step} (a few were timed)")
+        out.tell(f"about {whole} one trial at a time, less side by side; a step takes {step} (a few were timed)")
 
 
 def _duration(seconds: float) -> str:
@@ -86,20 +89,19 @@ def print_result(result: Mapping[str, Any], run_dir: Path) -> None:
     for finding in result.get("findings", ()):
         seeds = finding.get("seeds")
         on = f" ({seeds['raised']} of {seeds['of']} seeds)" if seeds else ""
-        out.print(f"{finding['severity']}: {finding['told']}{on}; {finding['advice']}")
+        out.tell(f"{finding['severity']}: {finding['told']}{on}; {finding['advice']}")
     objective = result["objective"]["name"]
     for name in ("default", "recommended"):
-        out.print(f"{name + ':':<13}{objective} {with_interval(result[name])}")
+        out.tell(f"{name + ':':<{_TOLD}}{objective} {with_interval(result[name])}", _TOLD)
     if "time_to" in result["objective"]:
         first, second = (_steps_to(result[name]) for name in ("default", "recommended"))
-        out.print(
-            f"{'time to ' + number(result['objective']['time_to']) + ':':<13}{first} by default, {second} recommended"
-        )
+        what = f"time to {number(result['objective']['time_to'])}:"
+        out.tell(f"{what:<{_TOLD}}{first} by default, {second} recommended", _TOLD)
     default, recommended = result["default"]["mean"], result["recommended"]["mean"]
     if default and recommended:
-        out.print(f"{'ratio:':<13}{recommended / default:.3f}")
-    out.print(f"{'cost:':<13}{result['steps_used']:,} training steps, {result['wall_seconds']:.0f} s")
-    out.print(f"{'recipe:':<13}{run_dir / rundir.RECIPE}")
+        out.print(f"{'ratio:':<{_TOLD}}{recommended / default:.3f}")
+    out.print(f"{'cost:':<{_TOLD}}{result['steps_used']:,} training steps, {result['wall_seconds']:.0f} s")
+    out.print(f"{'recipe:':<{_TOLD}}{run_dir / rundir.RECIPE}")
 
 
 def _steps_to(measured: Mapping[str, Any]) -> str:
@@ -109,23 +111,28 @@ def _steps_to(measured: Mapping[str, Any]) -> str:
 
 
 def print_runs(runs: Mapping[Path, Mapping[str, Any]]) -> None:
-    """One line a run."""
+    """One line a run, in a pipe however long; at a terminal long names go on below."""
     if not runs:
         _out().print("no finished runs in runs/; start one with: adamtune sweep configs/digits.yaml")
         return
-    table = Table("run", "task", "objective", "default", "recommended", "steps", box=None)
+    table = Table(box=None)
+    for heading in ("run", "task", "objective", "default", "recommended", "steps"):
+        table.add_column(heading, overflow="fold")  # nothing of a name is left out
     for path, result in runs.items():
         means = [number(result[name]["mean"]) for name in ("default", "recommended")]
         objective, steps = result["objective"]["name"], f"{result['steps_used']:,}"
         table.add_row(str(path), result["task"]["ref"], objective, *means, steps)
-    _out().print(table)
+    out = _out()
+    if not out.is_terminal:
+        out.width = 10_000
+    out.print(table)
 
 
 def print_recipes(recipes: Mapping[str, str]) -> None:
     """Name and purpose, one line each."""
     longest = max(map(len, recipes), default=0)
     for name, about in recipes.items():
-        _out().print(f"{name:{longest}}  {about}", soft_wrap=True)
+        _out().tell(f"{name:{longest}}  {about}", longest + 2)
 
 
 def print_comparison(comparison: Comparison) -> None:
@@ -143,7 +150,11 @@ def print_comparison(comparison: Comparison) -> None:
     a, b = _figures(runs.a), _figures(runs.b)
     _print_sides("measured", {name: (a[name], b[name]) for name in a})
     out.print()
-    out.print(f"not paired: {runs.unpaired}" if runs.paired is None else _difference(runs.paired))
+    if runs.paired is None:
+        out.tell(f"not paired: {runs.unpaired}")
+    else:
+        for line in difference_told(runs.paired).splitlines():
+            out.tell(line)
     out.print()
     _print_sides("stage", {name: (number(a), number(b)) for name, (a, b) in runs.verdicts.items()})
 
@@ -181,7 +192,8 @@ def _figures(result: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _difference(paired: Paired) -> str:
+def difference_told(paired: Paired) -> str:
+    """The paired difference of two runs, and which is better by it; two lines."""
     difference, count = paired.difference, len(paired.seeds)
     bounds = with_bounds({"mean": difference.mean, "ci95": (difference.low, difference.high)})
     diverged = difference.count < count
@@ -198,17 +210,17 @@ def print_lr_find(result: LRFindResult, plot: str) -> None:
         out.print(plot)
     if result.curve.band:
         low, high = result.curve.band
-        out.print(f"{'band:':<13}{low:.3g} to {high:.3g} (the loss falls)")
+        out.print(f"{'band:':<{_TOLD}}{low:.3g} to {high:.3g} (the loss falls)")
     for rule, lr in result.curve.suggestions.items():
-        out.print(f"{rule + ':':<13}{lr:.3g}")
+        out.print(f"{rule + ':':<{_TOLD}}{lr:.3g}")
     if result.suggestion is None:
-        out.print(f"{'suggestion:':<13}none, {result.status}: {result.reason}")
+        out.tell(f"{'suggestion:':<{_TOLD}}none, {result.status}: {result.reason}", _TOLD)
     else:
         whose = f" for group {result.group}" if result.group else ""
         ending = f" for {result.horizon} steps ({result.status}: {result.reason})"
-        out.print(f"{'suggestion:':<13}{result.suggestion:.3g}{whose}{ending}")
+        out.tell(f"{'suggestion:':<{_TOLD}}{result.suggestion:.3g}{whose}{ending}", _TOLD)
     if result.interval is not None:
         low, high = result.interval
-        out.print(f"{'interval:':<13}{low:.2g} to {high:.2g}")
-    out.print(f"{'stopped:':<13}{result.stopped}")
-    out.print(f"{'cost:':<13}{result.steps_used:,} training steps, {result.seconds:.0f} s")
+        out.print(f"{'interval:':<{_TOLD}}{low:.2g} to {high:.2g}")
+    out.tell(f"{'stopped:':<{_TOLD}}{result.stopped}", _TOLD)
+    out.print(f"{'cost:':<{_TOLD}}{result.steps_used:,} training steps, {result.seconds:.0f} s")

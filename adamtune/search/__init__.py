@@ -1,5 +1,6 @@
 """What to try next: ask and tell over knobs, what is believed before anything is tried, and what former runs teach."""
 
+from adamtune.search.looking import storage_to_look_at as storage_to_look_at
 from adamtune.search.studies import Asked as Asked
 from adamtune.search.studies import KnobStudy as KnobStudy
 from adamtune.search.studies import RungPruner as RungPruner

@@ -28,7 +28,6 @@ from adamtune.knobs import Choice, Knob, Scale, Value
 from adamtune.passwords import has_password, without_passwords, without_those_of
 from adamtune.plain_text import plain
 from adamtune.search.journal import BufferedJournal
-from adamtune.search.patient import PatientStorage
 from adamtune.trial import Outcome, TrialResult
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # it prints a line a trial; ours is the only voice in the terminal
@@ -67,8 +66,11 @@ def open_storage(url: str | None, journal: Path, on_note: Callable[[str], None] 
             what = f"{journal} cannot be read as Optuna's journal ({type(problem).__name__}: {plain(problem)[:100]})"
             raise InputError(f"{what}; delete it: the sweep tells its trials again") from problem
     try:
-        database = "://" in url and not url.startswith("redis")
-        return optuna.storages.get_storage(PatientStorage(url, on_note) if database else url)
+        if "://" not in url or url.startswith("redis"):
+            return optuna.storages.get_storage(url)
+        from adamtune.search.patient import PatientStorage  # SQLAlchemy takes a fifth of a second to import
+
+        return optuna.storages.get_storage(PatientStorage(url, on_note))
     except Exception as problem:  # SQLAlchemy's, the driver's or Optuna's own: all mean that the URL is no use
         told = without_those_of(url, _first_line(problem))
         if isinstance(problem, ImportError) and url.startswith("postgres"):

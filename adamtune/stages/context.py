@@ -10,7 +10,7 @@ from typing import Any
 
 from optuna.storages import BaseStorage
 
-from adamtune.engines import Engine, FinishedTrials, ResumableBatch, ResumableEngine, TrialBatch
+from adamtune.engines import Engine, FinishedTrials, ResumableBatch, ResumableEngine, TrialBatch, TrialWatch
 from adamtune.errors import AdamtuneError
 from adamtune.evidence import LOOKS, Evidence, Verdict, settled, share_of_error, weigh
 from adamtune.groups import ParamGroup
@@ -32,7 +32,7 @@ class BudgetSpent(AdamtuneError):
     """The next trials would cost more than is left. The plan catches it and keeps the incumbent."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TrialRecord:
     """One trial of a sweep, as `trials.csv` and `curves.csv` tell it."""
 
@@ -117,8 +117,11 @@ class StageContext:
         learned: Sequence[Start] = (),
         finished: FinishedTrials | None = None,
         stop: Callable[[], bool] = lambda: False,
+        watch: TrialWatch | None = None,
     ) -> None:
         """`finished` has the trials of earlier sittings; `stop` tells at every rung whether to interrupt there.
+
+        `watch` hears of trials while they train.
 
         `name` is the run's, for its studies; `on_trial` hears of every trial as it ends.
 
@@ -128,7 +131,7 @@ class StageContext:
         self.learned = tuple(learned)
         self.answers: dict[str, StageAnswer] = {}
         self._name, self._storage, self._on_trial = name, storage, on_trial
-        self._engine = ResumableEngine(engine, finished, stop)
+        self._engine = ResumableEngine(engine, finished, stop, watch)
         self._studies: dict[str, KnobStudy] = {}
         self._confirmations = 0
         self._known: dict[tuple[str, int, int], TrialResult] = {}

@@ -15,6 +15,7 @@ from adamtune.stages import clip
 from adamtune.stages.choose import Candidate, Question, candidates_cost, choose
 from adamtune.stages.context import StageAnswer, StageContext
 from adamtune.stages.missing import from_adam
+from adamtune.trial import TrialResult
 
 NAME = "findings"
 QUESTION = "Does mending what the probe finds wrong train better?"
@@ -35,8 +36,7 @@ def cost(spec: Spec) -> int:
 
 def run(context: StageContext, incumbent: Recipe) -> StageAnswer:
     """Try the remedies of warnings that most of the incumbent's trials raise; see `adamtune.stages.choose`."""
-    trials = [trial for trial in context.trained(incumbent) if any(rung.probe for rung in trial.rungs)]
-    trials = trials or context.measure(NAME, incumbent, context.seeds.search)
+    trials = _probed(context, incumbent) or context.measure(NAME, incumbent, context.seeds.search)
     told = counted([observed(result, context.groups) for result in trials])
     facts = {"findings": [each.to_dict() for each in told]}
     warnings = [each for each in told if each.finding.severity is Severity.WARNING and 2 * each.seeds > each.of]
@@ -46,6 +46,15 @@ def run(context: StageContext, incumbent: Recipe) -> StageAnswer:
         reason = f"no recipe is known against {found}" if found else f"nothing was found in {len(trials)} trials"
         return StageAnswer(NAME, QUESTION, Verdict.KEPT, reason, incumbent, details=facts)
     return choose(context, Question(NAME, QUESTION, read=lambda recipe: None), incumbent, candidates, facts)
+
+
+def found_until_now(context: StageContext, recipe: Recipe) -> tuple[Told, ...]:
+    """What the rules find in the trials of a recipe to the horizon until now; nothing is trained."""
+    return counted([observed(result, context.groups) for result in _probed(context, recipe)])
+
+
+def _probed(context: StageContext, recipe: Recipe) -> list[TrialResult]:
+    return [trial for trial in context.trained(recipe) if any(rung.probe for rung in trial.rungs)]
 
 
 def _candidates(

@@ -48,7 +48,7 @@ def _too_large(observed: Observed, group: str) -> Iterator[Finding]:
     if distance is not None:
         evidence["travelled"] = distance
     if recipe is None or distance is None or distance >= SHORT:
-        advice = "nothing, if eps was chosen together with lr: this is SGD with momentum"
+        advice = f"nothing, if eps was chosen together with lr (this is SGD with momentum); else eps {USUAL:g}"
         yield Finding(NAME, Severity.NOTE, told, advice, group, {}, evidence)
         return
     told += f"; weights can have come {distance:.2g} times their own size at most"
@@ -61,7 +61,12 @@ def _too_small(observed: Observed, group: str) -> Iterator[Finding]:
     if recipe is None:
         return
     ratios, means = observed.series(group, "r", 90), dict(observed.series(group, "m_hat", 90))
-    beyond = [(step, ratio) for step, ratio in ratios if ratio > OVER * largest_r(*betas_of(recipe, group), step)]
+    beyond = [
+        (step, ratio)
+        for step, ratio in ratios
+        if ratio > OVER * largest_r(*betas_of(recipe, group), max(1, step))
+        and not math.isclose(ratio, means.get(step, math.nan), rel_tol=1e-3)  # RAdam's first steps divide by nothing
+    ]
     if not beyond:
         return
     betas = betas_of(recipe, group)

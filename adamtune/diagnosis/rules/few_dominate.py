@@ -25,7 +25,7 @@ LESS = 0.1
 def _find(observed: Observed) -> Iterator[Finding]:
     for group in observed.groups:
         high, median = observed.series(group, "r", 90), observed.series(group, "r", 50)
-        if len(high) < FEWEST_RECORDS:
+        if len(high) < FEWEST_RECORDS or not median:
             continue
         evidence = {"r_p50": median[-1][1], "r_p90": high[-1][1]}
         reached = mean(observed.series(group, "never_updated")) or 0.0

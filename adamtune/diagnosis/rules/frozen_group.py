@@ -60,7 +60,7 @@ def r_of_noise(beta1: float) -> float:
     return 0.6745 * math.sqrt((1 - beta1) / (1 + beta1))
 
 
-_KEPT = "nothing, unless the training stands still: then raise lr"
+_KEPT = "nothing, unless the training stands still: then raise lr, or the lr_mult of this group"
 
 
 def _remedy(recipe: Recipe | None, group: str, distance: float, others_move: bool) -> tuple[dict[str, Any], str]:
