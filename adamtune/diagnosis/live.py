@@ -12,6 +12,7 @@ from adamtune.errors import ProbeError
 from adamtune.groups import kinds
 from adamtune.probe import AdamProbe
 from adamtune.probe.groups import named_groups
+from adamtune.probe.state import steps_made
 from adamtune.recipe import Kind, Recipe
 
 
@@ -38,7 +39,7 @@ def observed_live(
     elif isinstance(target, Optimizer):
         probe = AdamProbe(target, exact=exact)
         record = probe.record()
-        records = [(_steps(probe.optimizer), record)] if record else []
+        records = [(steps_made(probe.optimizer), record)] if record else []
     else:
         raise ProbeError(f"diagnose takes a path, an AdamProbe or a torch optimizer, not {type(target).__name__}")
     notes = list(probe.notes)
@@ -47,10 +48,6 @@ def observed_live(
     if recipe is None:
         notes.append("rules that need the recipe, such as its betas, say nothing; pass recipe=")
     return Observed(records, recipe, horizon, train_losses, validation, _kinds(probe)), tuple(notes)
-
-
-def _steps(optimizer: Optimizer) -> int:
-    return max((int(state.get("step", 0)) for state in optimizer.state.values()), default=0)
 
 
 def _kinds(probe: AdamProbe) -> dict[str, tuple[Kind, ...]]:

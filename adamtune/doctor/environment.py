@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shlex
 import shutil
@@ -13,6 +12,7 @@ import torch
 from packaging.requirements import Requirement
 
 from adamtune.doctor.lines import Line, Status
+from adamtune.engines.cores import core_count
 from adamtune.engines.memory import free_memory
 
 _EXTRAS = {
@@ -88,7 +88,7 @@ def _packages() -> Iterator[Line]:
 
 
 def _devices() -> Iterator[Line]:
-    yield Line("cpu", Status.OK, f"{_cores()} cores, {torch.get_num_threads()} threads of torch's")
+    yield Line("cpu", Status.OK, f"{core_count()} cores, {torch.get_num_threads()} threads of torch's")
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             free, whole = torch.cuda.mem_get_info(index)
@@ -101,11 +101,6 @@ def _devices() -> Iterator[Line]:
         yield Line("cuda", Status.OK, "none; trials run on the CPU")
     if torch.backends.mps.is_available():
         yield Line("mps", Status.OK, "Apple's GPU")
-
-
-def _cores() -> int:
-    """Those this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _memory() -> Line:

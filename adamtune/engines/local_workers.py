@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from adamtune.engines.cores import core_count
 from adamtune.errors import AdamtuneError, ExitCode
 from adamtune.rundir import CHECKPOINTS
 
@@ -108,4 +109,4 @@ def worker_count(wanted: int | None, device: torch.device) -> int:
         return wanted
     if device.type == "cuda":
         return torch.cuda.device_count() if device.index is None else 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return core_count()

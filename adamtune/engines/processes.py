@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from adamtune.engines.cores import core_count
 from adamtune.engines.forked import STOP, serve
 from adamtune.engines.width import StepTimes
 from adamtune.errors import AdamtuneError
@@ -38,7 +39,7 @@ def process_count(device: torch.device) -> int:
         return 1
     if device.type != "cpu" or sys.platform != "linux" or threads not in ("", "1"):
         return 1
-    return len(os.sched_getaffinity(0))
+    return core_count()
 
 
 class WorkerLost(AdamtuneError):

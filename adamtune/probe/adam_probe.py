@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -17,7 +16,7 @@ from adamtune.probe.frame import frame
 from adamtune.probe.groups import Named, named_groups, unwrapped
 from adamtune.probe.norms import norm
 from adamtune.probe.sample import LAYER_SAMPLE, SAMPLE, Picks, pick, rank_error
-from adamtune.probe.state import Moments, Update, coupled_decay, is_shard, moments_of, real, update_of
+from adamtune.probe.state import Moments, Update, coupled_decay, is_shard, moments_of, real, steps_made, update_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,7 +88,7 @@ class AdamProbe:
         self._percentiles = tuple(percentiles)
         self._exact = exact
         self.by: Literal["group", "layer"] = by
-        self._steps = _steps_made(self.optimizer)
+        self._steps = steps_made(self.optimizer)
         self._picked: dict[str, tuple[tuple[torch.device, tuple[int, ...]], Picks]] = {}
         self.records: list[tuple[int, Mapping[str, float]]] = []
         self.notes: tuple[str, ...] = ()
@@ -227,11 +226,3 @@ class AdamProbe:
         if known is None or known[0] != key:
             known = self._picked[name] = key, pick(key[1], self._limit, device)
         return known[1]
-
-
-def _steps_made(optimizer: Optimizer) -> int:
-    """What Adam's own state counts; 0 before its first step, and of those that count none."""
-    counts = [
-        state["step"] for state in optimizer.state.values() if isinstance(state.get("step"), int | float | Tensor)
-    ]
-    return max((int(count) for count in counts if count < math.inf), default=0)

@@ -185,3 +185,11 @@ def _column(values: Sequence[Tensor | float], device: torch.device) -> Tensor:
 def _one_minus_power(beta: float, steps: Tensor) -> Tensor:
     """1 - beta^t without the loss of digits that float32 has where beta is near one."""
     return -torch.expm1(steps * (math.log(beta) if beta > 0 else -math.inf))
+
+
+def steps_made(optimizer: Optimizer) -> int:
+    """What Adam's own state counts; 0 before its first step, and of those that count none."""
+    counts = [
+        state["step"] for state in optimizer.state.values() if isinstance(state.get("step"), int | float | Tensor)
+    ]
+    return max((int(count) for count in counts if count < math.inf), default=0)
