@@ -175,10 +175,11 @@ def _of_rows(group: ParamGroup, rule: GroupRule | None, apart: bool) -> ParamGro
 
 def group_of(recipe: Recipe, name: str, kind: Kind) -> str:
     """The param group that a parameter of this name and kind falls into: the first rule that takes it, or `default`."""
-    return next((rule.name for rule in recipe.groups if _takes(rule.match, name, kind)), DEFAULT)
+    return next((rule.name for rule in recipe.groups if takes(rule.match, name, kind)), DEFAULT)
 
 
-def _takes(match: Match, name: str, kind: Kind) -> bool:
+def takes(match: Match, name: str, kind: Kind) -> bool:
+    """Whether a rule's `match` fits a parameter of this name and kind."""
     return (match.kind is None or kind in match.kind) and (
         match.params is None or any(fnmatchcase(name, pattern) for pattern in match.params)
     )
@@ -190,7 +191,7 @@ def _refuse_idle(recipe: Recipe, kind_of: dict[str, Kind]) -> None:
     for rule in recipe.groups:
         if not rule.match.params:
             continue
-        matched = [name for name, kind in kind_of.items() if _takes(rule.match, name, kind)]
+        matched = [name for name, kind in kind_of.items() if takes(rule.match, name, kind)]
         takers = [group_of(recipe, name, kind_of[name]) for name in matched]
         if not matched:
             of_kind = f" of kind {' or '.join(rule.match.kind)}" if rule.match.kind else ""

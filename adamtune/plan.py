@@ -47,6 +47,8 @@ class PlannedStage:
 class Plan:
     """The stages to ask in order, and the steps set aside for the last comparison."""
 
+    base: Recipe
+    """What the sweep starts from: the spec's base recipe, with the groups that the task names."""
     stages: tuple[PlannedStage, ...]
     final_steps: int
     budget: float
@@ -152,7 +154,7 @@ def make_plan(spec: Spec, groups: Sequence[ParamGroup] = ()) -> Plan:
             f"{fresh_seeds(spec)} fresh seeds can take {least:,} steps ({math.ceil(least / spec.horizon)} trials); "
             "raise the budget, or lower seeds or the horizon"
         )
-    return Plan(tuple(planned), final, budget)
+    return Plan(spec.base, tuple(planned), final, budget)
 
 
 def run_plan(plan: Plan, context: StageContext, progress: Progress) -> Recipe:

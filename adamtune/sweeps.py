@@ -52,8 +52,8 @@ from adamtune.spec import Spec, load_spec
 from adamtune.stages.context import Budget, Seeds, StageAnswer, StageContext, TrialRecord
 from adamtune.stages.costs import budget_steps
 from adamtune.task import Task, load_task
-from adamtune.task_calls import must_return
-from adamtune.trial import RungReport, TrialRequest, new_model
+from adamtune.task_calls import must_return, new_model, with_named_groups
+from adamtune.trial import RungReport, TrialRequest
 from adamtune.yaml_text import nearest
 
 RESULT_VERSION = 1
@@ -183,7 +183,7 @@ def sweep(
     name = "sweep" if isinstance(spec, Spec) else Path(spec).stem
     run_dir = Path(run_dir) if run_dir is not None else rundir.next_run_dir(name)
     spec = spec if isinstance(spec, Spec) else load_spec(Path(spec))
-    task, device, groups = _task_of(spec)
+    spec, task, device, groups = _task_of(spec)
     plan = make_plan(spec, groups)
     told: list[str] = []
     learned = learned_starts([Path(folder) for folder in learn_from], run_dir, told.append)
@@ -251,20 +251,25 @@ def plan_of(spec: Spec) -> Plan:
 
     Raises what `sweep` raises before it trains.
     """
-    task, device, groups = _task_of(spec)
+    spec, task, device, groups = _task_of(spec)
     plan = make_plan(spec, groups)
     alone = spec.base.model_copy(update={"accumulate": 1})  # a step of thousands of batches would be timed for minutes
     seconds = spec.base.accumulate * time_alone(task, TrialRequest(alone, spec.seed, spec.horizon), device)
     return dataclasses.replace(plan, seconds_per_step=seconds if math.isfinite(seconds) else math.nan)
 
 
-def _task_of(spec: Spec) -> tuple[Task, torch.device, list[ParamGroup]]:
-    """The task, the device, and the param groups that the base recipe makes of the model."""
+def _task_of(spec: Spec) -> tuple[Spec, Task, torch.device, list[ParamGroup]]:
+    """The task, the device, and the param groups that the base recipe makes of the model.
+
+    With the spec, whose base recipe has the groups that the task names.
+    """
     task = load_task(spec.task.ref, spec.task.args)
     _check_objective(spec, task)
     device = pick_device(spec.device)
     with RandomState(spec.seed).active(device):
-        return task, device, param_groups(spec.base, new_model(task))
+        model = new_model(task)
+        spec = spec.model_copy(update={"base": with_named_groups(spec.base, task, model)})
+        return spec, task, device, param_groups(spec.base, model)
 
 
 def _engine(spec: Spec, task: Task, device: torch.device, storage: BaseStorage, run: RunDir, notes: Progress) -> Engine:

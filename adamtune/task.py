@@ -47,8 +47,9 @@ class Task:
     metrics: Mapping[str, Callable[[nn.Module, Batch], Tensor]] = field(default_factory=dict)
     """Name -> mean over the batch, e.g. accuracy; measured on the validation batches."""
     groups: Callable[[nn.Module], Mapping[str, Sequence[str]]] | None = None
-    """Parameter names by group, where those adamtune tells by itself are not wanted. Nothing reads them yet: write such
-    groups into the spec's base recipe, matched by `params`, and the stage `groups` asks about each."""
+    """Parameter names of the model, or patterns such as `encoder.*`, by group. Each becomes a rule of the base recipe,
+    behind those it has (so that biases and norms stay without decay), for the stage `groups` to ask about and
+    `lr-find --group` to find the lr of."""
 
     @staticmethod
     def supervised(
@@ -61,6 +62,7 @@ class Task:
         name: str = "supervised",
         metrics: Mapping[str, Callable[..., Tensor]] | None = None,
         target: str = "labels",
+        groups: Callable[[nn.Module], Mapping[str, Sequence[str]]] | None = None,
     ) -> Task:
         """A task from what a training script already has.
 
@@ -91,6 +93,7 @@ class Task:
             loss=own_loss if loss_fn is None else of_output(loss_fn),
             val_batches=lambda: _one_pass(val_data, batch_size),
             metrics={key: of_output(metric) for key, metric in (metrics or {}).items()},
+            groups=groups,
         )
 
     @staticmethod

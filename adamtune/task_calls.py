@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adamtune.errors import AdamtuneError, TaskError
-from adamtune.groups import trainable
+from adamtune import yaml_text
+from adamtune.errors import AdamtuneError, Problem, RecipeError, TaskError
+from adamtune.groups import group_of, kinds, param_groups, takes, trainable
+from adamtune.recipe import Recipe
 from adamtune.task import Batch, Task, describe_exception
 
 _USED = "_adamtune_used"
@@ -45,6 +47,37 @@ def new_model(task: Task) -> nn.Module:
             )
         setattr(param, _USED, True)
     return model
+
+
+def with_named_groups(recipe: Recipe, task: Task, model: nn.Module) -> Recipe:
+    """The recipe, with a rule behind its own for each group that the task names; it trains as before.
+
+    A name that the recipe has stays the recipe's; a group of which its rules leave nothing gets none. Raises
+    `TaskError` where `task.groups` raises, `RecipeError` where what it returns cannot be groups of the model.
+    """
+    if task.groups is None:
+        return recipe
+    param_groups(recipe, model)  # what is wrong with the recipe itself is told as its own
+    try:
+        named = dict(task.groups(model))
+    except Exception as problem:
+        what = f"task '{task.name}': groups raised {describe_exception(problem)}"
+        raise TaskError(f"{what}; it must return parameter names, or patterns such as 'head.*', by group") from problem
+    source = f"groups of task '{task.name}'"
+    kind_of = kinds(model)
+    for name, params in named.items():
+        if any(rule.name == name for rule in recipe.groups):
+            continue
+        data = recipe.model_dump()
+        data["groups"] = [*data["groups"], {"name": name, "match": {"params": params}}]
+        extended = yaml_text.validate(Recipe, data, source, RecipeError)
+        if any(group_of(extended, param, kind) == name for param, kind in kind_of.items()):
+            recipe = extended
+        elif not any(takes(extended.groups[-1].match, param, kind) for param, kind in kind_of.items()):
+            some = ", ".join(list(kind_of)[:4])
+            what = f"{params} match no parameter of the model, which has e.g. {some}"
+            raise RecipeError(source, [Problem(f"$.{name}", what)])
+    return recipe
 
 
 @contextmanager

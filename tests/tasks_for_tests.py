@@ -44,6 +44,21 @@ def separable(pause: float = 0.0) -> Task:
     return replace(task, train_batches=slowly) if pause else task
 
 
+def two_parts(groups: object = None) -> Task:
+    """A model of a body and a head, whose groups are called `lower` and `upper`; or what `groups` says."""
+    x, y = _rows()
+    named = groups or {"lower": ["0.*"], "upper": ["2.weight", "2.bias"]}
+    return Task.supervised(
+        make_model=lambda: nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2)),
+        train_data=(x[:128], y[:128]),
+        val_data=(x[128:], y[128:]),
+        loss_fn=functional.cross_entropy,
+        batch_size=16,
+        name="two-parts",
+        groups=lambda model: named,  # type: ignore[arg-type, return-value]
+    )
+
+
 def counted() -> Task:
     """Adds a line to the file $STEPS_FILE at every training step, and then rests for $STEP_SECONDS."""
     task, file, pause = separable(), os.environ["STEPS_FILE"], float(os.environ["STEP_SECONDS"])

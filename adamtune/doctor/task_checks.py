@@ -23,7 +23,7 @@ from adamtune.population import NotVectorisable
 from adamtune.population.check import check as check_stacking
 from adamtune.recipe import Recipe
 from adamtune.task import Task, has_tensor
-from adamtune.task_calls import must_return
+from adamtune.task_calls import must_return, with_named_groups
 from adamtune.trial import Trial
 
 _REQUEST = TrialRequest(Recipe.default(), seed=0, horizon=20)
@@ -97,13 +97,15 @@ def _model(subject: _Subject) -> Line:
 def _groups(subject: _Subject) -> Line:
     model = subject.start.model
     param_groups(Recipe.default(), model)  # refuses what cannot be grouped
+    ruled = with_named_groups(Recipe.default(), subject.task, model).groups
+    own = [rule.name for rule in ruled[len(Recipe.default().groups) :]]
     tensors, numbers = Counter[str](), Counter[str]()
     kind_of = kinds(model)
     for name, param in trainable(model):
         tensors[kind_of[name]] += 1
         numbers[kind_of[name]] += param.numel()
     told = [f"{kind} {numbers[kind]:,} in {_counted(tensors[kind], 'tensor')}" for kind in tensors]
-    return Line("groups", Status.OK, ", ".join(told))
+    return Line("groups", Status.OK, ", ".join(told) + (f"; the task names {', '.join(own)}" if own else ""))
 
 
 def _moves(subject: _Subject) -> Line:

@@ -39,7 +39,7 @@ def screen_lines(so_far: SoFar, width: int, height: int, ascii_only: bool = Fals
         _bar(so_far, width),
         *map(Text, _flow(spent_told(so_far), width)),
         *(Text(line, "bold") for line in _flow(standing_told(so_far), width)),
-        *[Text("  " + line) for line in _flow(changes(so_far.spec.base, so_far.incumbent), width - 2)][:2],
+        *[Text("  " + line) for line in _flow(changes(so_far.base, so_far.incumbent), width - 2)][:2],
     ]
     said = _said(so_far)
     trials = so_far.running

@@ -54,7 +54,7 @@ class SoFar(Progress):
         self.answers: dict[str, StageAnswer] = {}
         self.trials = 0
         """Trials that have ended."""
-        self.incumbent = spec.base
+        self.base = self.incumbent = spec.base
         self.said: list[str] = []
         """Notes and findings, as they came."""
         self._clock, self._began = clock, clock()
@@ -119,7 +119,7 @@ class SoFar(Progress):
         """The objective of incumbent and default, and on how many seeds: means over those of the confirmation seeds,
         which chose nothing, on which both were trained. None where there are none.
         """
-        mine, base = (self._values.get(recipe.training_key(), {}) for recipe in (self.incumbent, self.spec.base))
+        mine, base = (self._values.get(recipe.training_key(), {}) for recipe in (self.incumbent, self.base))
         seeds = sorted(mine.keys() & base.keys())
         if not seeds:
             return None
@@ -128,6 +128,7 @@ class SoFar(Progress):
     def on_plan(self, plan: Plan, groups: Sequence[ParamGroup]) -> None:
         """See `Progress`."""
         self.plan = plan
+        self.base = self.incumbent = plan.base
 
     def on_stage(self, name: str, question: str) -> None:
         """See `Progress`."""
@@ -193,7 +194,7 @@ def changes(before: Recipe, after: Recipe) -> list[str]:
 
 def standing_told(so_far: SoFar) -> list[str]:
     """The incumbent against the default, in pieces."""
-    if so_far.incumbent.training_key() == so_far.spec.base.training_key():
+    if so_far.incumbent.training_key() == so_far.base.training_key():
         return ["incumbent: the default"]
     standing, name = so_far.standing, so_far.spec.objective.name
     if standing is None:

@@ -8,16 +8,18 @@ from adamtune.errors import InputError
 from adamtune.groups import kinds, param_groups
 from adamtune.recipe import GroupRule, Kind, Match, Recipe
 from adamtune.task import Task
-from adamtune.trial import new_model
+from adamtune.task_calls import new_model, with_named_groups
 
 
 def with_group(recipe: Recipe, name: str, task: Task) -> Recipe:
-    """The recipe with a group `name` at the recipe's own lr: one of its rules, or a new first rule for a kind.
+    """The recipe with a group `name` at the recipe's own lr: one of its rules, one that the task names, or
+    a new first rule for a kind.
 
     A new rule for a kind keeps the weight decay of a rule that names that kind. Raises `InputError` when the model has
     no such group, naming those it has.
     """
     model = new_model(task)
+    recipe = with_named_groups(recipe, task, model)
     ruled = [group.name for group in param_groups(recipe, model) if group.name != "default"]
     present = set(kinds(model).values())
     if name in ruled:

@@ -181,6 +181,13 @@ def accuracy(output: Tensor, target: Tensor) -> Tensor:
     return (output.argmax(1) == target).float().mean()
 
 
+def named_groups(model: nn.Module) -> dict[str, list[str]]:
+    """Fine-tuning's usual ones. Biases and norms have theirs before."""
+    parts = {"embeddings": "embeddings", "encoder": "layers", "head": "head"}
+    trained = {name.partition(".")[0] for name, _ in model.named_parameters()}
+    return {group: [f"{part}.*"] for group, part in parts.items() if part in trained}
+
+
 def task(
     trained: int = 2,
     labels: int = 200,
@@ -205,4 +212,5 @@ def task(
         batch_size=batch_size,
         name="finetune-minilm",
         metrics={"accuracy": accuracy},
+        groups=named_groups,
     )
