@@ -499,6 +499,12 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(cli: Cli, spec: Callable[.
     assert (said.code, said.err) == (0, "")
     assert f"about {plan['steps']:,} steps in all; budget: 6,000 steps; stages are asked as far as it goes" in said.out
     assert re.search(r"about [\d.]+ (s|min) one trial at a time, less side by side; a step takes [\d.]+ ms", said.out)
+    assert "left out" not in said.out  # what is not listed is not wanted
+    small = spec(rest="stages: auto\n")
+    small.write_text(small.read_text().replace("{trials: 300}", "{trials: 24}"))
+    assert re.search(
+        r"left out, as the budget is too small for them: .*beta2, weight_decay", cli("sweep", small, "--dry-run").out
+    )
     timed = spec(rest="stages: [lr]")
     timed.write_text(timed.read_text().replace("{trials: 300}", "{time: 5m}"))
     assert cli("sweep", timed, "--dry-run", "--json").json["budget_steps"] is None
