@@ -163,6 +163,16 @@ def nan_metric() -> Task:
     return replace(healthy(), metrics={"f1": lambda model, batch: torch.tensor(float("nan"))})
 
 
+def pinned_weights() -> Task:
+    """Weights are always the same, batches are not."""
+
+    def make_model() -> nn.Module:
+        torch.manual_seed(0)
+        return Net()
+
+    return replace(healthy(), make_model=make_model)
+
+
 def deaf_to_seeds() -> Task:
     """Weights and batches are always the same."""
     weights = Net().state_dict()

@@ -129,6 +129,14 @@ def test_weights_in_float16_that_diverge_at_once_are_told_why(capfd: Capture) ->
     assert "keep the parameters in float32" in lines["validation"]["remedy"]
 
 
+def test_weights_that_are_the_same_by_every_seed_are_noted(capfd: Capture) -> None:
+    code, lines = doctor(capfd, "pinned_weights")
+    assert code == 0
+    assert lines["seeds"]["status"] == "note"
+    assert lines["seeds"]["found"].endswith("others by another seed, but all seeds begin with the same weights")
+    assert "take manual_seed out of make_model" in lines["seeds"]["remedy"]
+
+
 def test_why_trials_cannot_be_stacked_is_named_by_module(capfd: Capture) -> None:
     code, lines = doctor(capfd, "recurrent")
     assert code == 0
