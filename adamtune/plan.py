@@ -57,6 +57,8 @@ class Plan:
     """Of one trial by itself, timed on this machine; NaN where it was not."""
     seconds_before: float = 0.0
     """What earlier sittings of the sweep took."""
+    too_dear: tuple[StageName, ...] = ()
+    """What `auto` would ask of a larger budget."""
 
     @property
     def steps(self) -> int:
@@ -132,6 +134,7 @@ def make_plan(spec: Spec, groups: Sequence[ParamGroup] = ()) -> Plan:
     """
     budget, final = budget_steps(spec), final_steps(spec)
     planned: list[PlannedStage] = []
+    too_dear: list[StageName] = []
     for stage in REGISTRY.values():
         missing = bool(stage.missing(spec, groups))
         steps = 0 if missing else stage.cost(spec)
@@ -144,6 +147,8 @@ def make_plan(spec: Spec, groups: Sequence[ParamGroup] = ()) -> Plan:
         wanted = spec.stages is None and budget >= enough and affordable and not missing
         if listed or wanted:
             planned.append(PlannedStage(stage.name, stage.question, steps))
+        elif spec.stages is None and not missing:
+            too_dear.append(stage.name)
     if spec.stages is not None:
         planned.sort(key=lambda stage: spec.stages.index(stage.name) if spec.stages else 0)
     first = [stage.steps for stage in planned[: 2 if planned[0].name == "lr_range" else 1]]
@@ -154,7 +159,7 @@ def make_plan(spec: Spec, groups: Sequence[ParamGroup] = ()) -> Plan:
             f"{fresh_seeds(spec)} fresh seeds can take {least:,} steps ({math.ceil(least / spec.horizon)} trials); "
             "raise the budget, or lower seeds or the horizon"
         )
-    return Plan(spec.base, tuple(planned), final, budget)
+    return Plan(spec.base, tuple(planned), final, budget, too_dear=tuple(too_dear))
 
 
 def run_plan(plan: Plan, context: StageContext, progress: Progress) -> Recipe:

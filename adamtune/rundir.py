@@ -315,6 +315,8 @@ def read_result(run: Path) -> dict[str, Any]:
         else:
             why = f"is no run directory: it has no {RESULT}" if run.is_dir() else "does not exist"
         raise RunDirError(f"{run} {why}") from None
+    except NotADirectoryError:
+        raise RunDirError(f"{run} is a file; name the run directory of a sweep") from None
     except (OSError, ValueError) as problem:
         raise RunDirError(f"{path} cannot be read as a result: {problem}") from problem
 

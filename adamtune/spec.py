@@ -103,6 +103,7 @@ class Objective(Frozen):
 
     name: str = "loss"
     direction: Literal["minimize", "maximize"] = "minimize"
+    """A spec that names a metric must say it: an accuracy minimized by default would be tuned for the worst."""
     time_to: Number | None = None
     """A value of the objective; where given, the result also says after how many steps it was reached."""
 
@@ -186,18 +187,18 @@ class RayCluster(Frozen):
 class Spec(Frozen):
     """A sweep, fully described. `load_spec` reads one from a file."""
 
-    task: TaskSpec
-    horizon: Annotated[Whole, Field(ge=1, le=1_000_000_000)]
+    task: Annotated[TaskSpec, Field(examples=[{"ref": "my_task.py:task", "args": {"hidden": 64}}])]
+    horizon: Annotated[Whole, Field(ge=1, le=1_000_000_000, examples=[300])]
     """Optimizer steps of the run the recipe is for."""
-    budget: Budget = Budget(trials=100)
+    budget: Annotated[Budget, Field(examples=[{"trials": 100}])] = Budget(trials=100)
     seeds: Annotated[Whole, Field(ge=1, le=10_000)] = 3
     """Seeds each candidate is tried on before the best is confirmed on others."""
     base: Recipe = Field(default_factory=Recipe.default)
     """The recipe to start from and to compare with; in the YAML a path, or the name of a shipped one."""
     stages: Stages = None
     """None (`auto` in the YAML): as many as the budget allows."""
-    space: Space = Space()
-    objective: Objective = Objective()
+    space: Annotated[Space, Field(examples=[{"lr": {"low": 1e-5, "high": 0.1}}])] = Space()
+    objective: Annotated[Objective, Field(examples=[{"name": "accuracy", "direction": "maximize"}])] = Objective()
     device: str = "auto"
     engine: Literal["auto", "sequential", "population", "workers", "ray"] = "auto"
     """`auto` takes whatever trains the task fastest here; `population` stacks trials also where that does not pay;
@@ -271,6 +272,9 @@ def load_spec(path: Path, overrides: Mapping[str, Any] | None = None) -> Spec:
     Task and recipe files named in it are looked for beside the spec, then in the working directory. Raises `SpecError`
     with every problem at once.
     """
+    if re.search(r"\.py(:\w+)?$", path.name):
+        what = "this is Python; name a spec, a YAML file whose task: {ref: ...} says it (adamtune init writes one)"
+        raise SpecError(str(path), [Problem("", what)])
     data = {**yaml_text.read(path, SpecError), **(overrides or {})}
     return resolve_spec(data, str(path), path.resolve().parent)
 

@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset
 
 from adamtune.errors import AdamtuneError, TaskError, TaskReferenceError
+from adamtune.supervised_data import check_rows, endless, one_pass
 from adamtune.yaml_text import nearest
 
 _STDLIB = Path(sysconfig.get_paths()["stdlib"])
@@ -51,6 +52,15 @@ class Task:
     behind those it has (so that biases and norms stay without decay), for the stage `groups` to ask about and
     `lr-find --group` to find the lr of."""
 
+    def __post_init__(self) -> None:
+        """Raises `TaskError` where a function is asked for and something else is given: a model, a list of batches."""
+        for name in ("make_model", "train_batches", "loss", "val_batches"):
+            value = getattr(self, name)
+            if not callable(value) or (name == "make_model" and isinstance(value, nn.Module)):
+                kind = type(value).__name__
+                mend = f"{name}=lambda: ..." if name in ("make_model", "val_batches") else "see adamtune.Task"
+                raise TaskError(f"task '{self.name}': {name} is a {kind}; give a function that makes it ({mend})")
+
     @staticmethod
     def supervised(
         make_model: Callable[[], nn.Module],
@@ -79,6 +89,9 @@ class Task:
         it.
         """
 
+        for place, data in (("train_data", train_data), ("val_data", val_data)):
+            check_rows(place, data)
+
         def of_output(function: Callable[..., Tensor]) -> Callable[[nn.Module, Batch], Tensor]:
             def measure(model: nn.Module, batch: Batch) -> Tensor:
                 inputs, goal = split_batch(batch, target)
@@ -89,9 +102,9 @@ class Task:
         return Task(
             name=name,
             make_model=make_model,
-            train_batches=lambda generator: _endless(train_data, batch_size, generator),
+            train_batches=lambda generator: endless(train_data, batch_size, generator),
             loss=own_loss if loss_fn is None else of_output(loss_fn),
-            val_batches=lambda: _one_pass(val_data, batch_size),
+            val_batches=lambda: one_pass(val_data, batch_size),
             metrics={key: of_output(metric) for key, metric in (metrics or {}).items()},
             groups=groups,
         )
@@ -143,13 +156,22 @@ def split_batch(batch: Batch, target: str) -> tuple[Any, Any]:
         *inputs, goal = batch
         return inputs, goal
     if target not in batch:
-        raise ValueError(f"its batches have no '{target}'; {nearest(target, list(batch))}. Name it by target='...'")
+        there = nearest(target, list(map(str, batch)))
+        raise TaskError(f"the batches have no '{target}' ({there}); name the entry that is the target by target='...'")
     return {key: item for key, item in batch.items() if key != target}, batch[target]
 
 
 def own_loss(model: nn.Module, batch: Batch) -> Tensor:
     """The loss that a model returns by itself, called with all of the batch; see `Task.supervised`."""
-    output = _called(model, batch)
+    try:
+        output = _called(model, batch)
+    except TypeError as problem:
+        if _takes(model, batch):
+            raise
+        raise TaskError(
+            f"the model cannot be called with all of a batch ({problem}), as it is without a loss_fn; give a loss_fn, "
+            "or let the model take the target and return its loss"
+        ) from problem
     loss = getattr(output, "loss", None)
     if loss is None and isinstance(output, Mapping):
         loss = output.get("loss")
@@ -165,69 +187,14 @@ def _called(model: nn.Module, inputs: Any) -> Any:
     return model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
 
 
-def _endless(data: Any, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
-    if _is_tensors(data):
-        count = _rows(data)
-        size = min(batch_size, count)
-        while True:
-            order = torch.randperm(count, generator=generator)
-            for rows in torch.split(order[: count - count % size], size):
-                yield tuple(tensor[rows] for tensor in data)
-    loader = _reseeded(data, batch_size, generator)
-    while True:
-        empty = True
-        for batch in loader:
-            empty = False
-            yield batch
-        if empty:
-            raise ValueError("the training data gave no batch (is the dataset smaller than one batch?)")
-
-
-def _is_tensors(data: Any) -> bool:
-    return isinstance(data, Sequence) and all(isinstance(item, Tensor) for item in data)
-
-
-def _rows(data: Sequence[Tensor]) -> int:
-    lengths = [len(tensor) for tensor in data]
-    if not lengths or not lengths[0] or len(set(lengths)) > 1:
-        raise ValueError(f"the data tensors are empty or of unequal length: {lengths} rows")
-    return lengths[0]
-
-
-def _reseeded(data: Any, batch_size: int, generator: torch.Generator) -> DataLoader[Any]:
-    """A DataLoader over `data` whose shuffling follows `generator`."""
-    if not isinstance(data, DataLoader):
-        if isinstance(data, IterableDataset):
-            return DataLoader(data, batch_size=batch_size, generator=generator)
-        size = min(batch_size, len(data))
-        return DataLoader(data, batch_size=size, shuffle=True, drop_last=True, generator=generator)
-    if data.batch_size is None or isinstance(data.dataset, IterableDataset):  # a batch sampler, or no sampler at all
-        kept = copy.copy(data)
-        kept._iterator = None  # with persistent workers, trials would take each other's batches
-        return kept
-    sampler = copy.copy(data.sampler)
-    if hasattr(sampler, "generator"):
-        sampler.generator = generator
-    return DataLoader(
-        data.dataset,
-        batch_size=data.batch_size,
-        sampler=sampler,
-        drop_last=data.drop_last,
-        collate_fn=data.collate_fn,
-        num_workers=data.num_workers,
-        worker_init_fn=data.worker_init_fn,
-        generator=generator,
-    )
-
-
-def _one_pass(data: Any, batch_size: int) -> Iterable[Batch]:
-    if isinstance(data, DataLoader):
-        return data
-    if _is_tensors(data):
-        _rows(data)
-        size = max(batch_size, 256)  # no gradients are kept, so larger batches fit where training ones do
-        return list(zip(*(torch.split(tensor, size) for tensor in data), strict=True))
-    return DataLoader(data, batch_size=batch_size)
+def _takes(model: nn.Module, batch: Batch) -> bool:
+    """Whether the signature of the model's `forward` has room for all of a batch."""
+    try:
+        signature = inspect.signature(model.forward)
+        _ = signature.bind(**batch) if isinstance(batch, Mapping) else signature.bind(*batch)
+    except TypeError:
+        return False
+    return True
 
 
 def batch_to(batch: Batch, device: torch.device) -> Batch:
@@ -285,8 +252,9 @@ class TaskReference:
         """
         place, colon, function = text.rpartition(":")
         if not colon or not place or not function.isidentifier():
+            such = f"; the function is missing, as in {text}:task" if text.endswith(".py") else ""
             raise TaskReferenceError(
-                f"'{text}' is no task reference; write package.module:function or path/to/file.py:function"
+                f"'{text}' is no task reference; write package.module:function or path/to/file.py:function{such}"
             )
         if not place.endswith(".py"):
             if all(part.isidentifier() for part in place.split(".")):
@@ -328,7 +296,8 @@ def load_task(reference: TaskReference | str, args: Mapping[str, Any] | None = N
     except (Exception, SystemExit) as problem:
         raise TaskError(f"{reference} raised {describe_exception(problem)} while making the task") from problem
     if not isinstance(task, Task):
-        raise TaskReferenceError(f"{reference} returned a {type(task).__name__}; it must return an adamtune.Task")
+        got = "nothing (has it no `return`?)" if task is None else f"a {type(task).__name__}"
+        raise TaskReferenceError(f"{reference} returned {got}; it must return an adamtune.Task")
     return task
 
 
@@ -338,13 +307,21 @@ def _function(reference: TaskReference) -> Callable[..., Any]:
     except (Exception, SystemExit) as problem:  # a script that reads its command line exits
         missing = isinstance(problem, ModuleNotFoundError) and reference.place.startswith(problem.name or "\0")
         what = f"there is no module '{problem.name}'" if missing else describe_exception(problem)  # type: ignore[union-attr]
-        raise TaskReferenceError(f"the task {reference} does not import: {what}") from problem
+        raise TaskReferenceError(f"the task {reference} does not import: {what}{_here(problem)}") from problem
     function = getattr(module, reference.function, None)
     if not callable(function):
         own = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
         hint = nearest(reference.function, own) if own else "it has no functions at all"
         raise TaskReferenceError(f"{reference.place} has no function '{reference.function}'; {hint}")
     return function  # type: ignore[no-any-return]
+
+
+def _here(problem: BaseException) -> str:
+    """What to do where a task file asks for a module that lies in the working directory, but not beside the file."""
+    name = ((problem.name or "") if isinstance(problem, ModuleNotFoundError) else "").partition(".")[0]
+    if not name or not (Path(f"{name}.py").is_file() or Path(name).is_dir()):
+        return ""
+    return f"; a task file finds what lies beside it: set PYTHONPATH=. to let it find the '{name}' that lies here"
 
 
 def _import(place: str) -> ModuleType:

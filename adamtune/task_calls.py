@@ -106,9 +106,11 @@ def next_batch(task: Task, batches: Iterator[Batch], step: int, horizon: int) ->
 def check_loss(task: Task, loss: Any, step: int) -> None:
     """Raise `TaskError` unless `loss`, of step `step` (from 0), is one number with a gradient."""
     if not isinstance(loss, Tensor) or loss.numel() != 1:
-        got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
-        mend = "return the mean over the batch" if isinstance(loss, Tensor) else "return a tensor"
-        raise TaskError(f"task '{task.name}': the loss at training step {step + 1} is {got}, not a scalar; {mend}")
+        if isinstance(loss, Tensor):
+            got = f"a tensor of shape {tuple(loss.shape)}, not a scalar; return the mean over the batch"
+        else:
+            got = f"a {type(loss).__name__}, not a tensor; return the tensor itself, without item() or float()"
+        raise TaskError(f"task '{task.name}': the loss at training step {step + 1} is {got}")
     if not loss.requires_grad:
         raise TaskError(
             f"task '{task.name}': the loss at training step {step + 1} has no gradient; compute it from "
@@ -118,7 +120,20 @@ def check_loss(task: Task, loss: Any, step: int) -> None:
 
 def no_validation(task: Task) -> TaskError:
     """What to raise where the validation batches gave nothing."""
-    return TaskError(f"task '{task.name}': val_batches gave no batch, so a recipe cannot be judged")
+    return TaskError(
+        f"task '{task.name}': val_batches gave no batch, so a recipe cannot be judged; look for validation data that "
+        "are empty, used up by an earlier pass, or less than one batch under drop_last"
+    )
+
+
+def measured(task: Task, name: str, value: Any) -> float:
+    """What the loss or metric `name` gave for a validation batch; raises `TaskError` unless it is one number."""
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise TaskError(
+            f"task '{task.name}': its {'loss' if name == 'loss' else f'metric {name!r}'} of a validation batch is a "
+            f"tensor of shape {tuple(value.shape)}, not a scalar; return the mean over the batch"
+        )
+    return float(value)
 
 
 def raised(task: Task, when: str, problem: BaseException) -> TaskError:

@@ -247,7 +247,7 @@ def _sentence(
 ) -> str:
     match kind:
         case "missing":
-            return "required, but not there"
+            return f"required, but not there{_example(model, path)}"
         case "extra_forbidden":
             return f"unknown key; {nearest(str(path[-1]), _known_keys(model, path[:-1]))}"
         case "value_error":
@@ -269,7 +269,7 @@ def _sentence(
             names |= {"tuple": "a list", "list": "a list", "dict": "a mapping"}
             return f"must be {names[kind.removesuffix('_type')]}, not {_shown(value)}"
         case "model_type" | "model_attributes_type" | "mapping_type":
-            return f"must be a mapping (key: value), not {_shown(value)}"
+            return f"must be a mapping (key: value), not {_shown(value)}{_example(model, path)}"
         case "finite_number":
             return f"must be a finite number, not {value!r}"
         case "too_short":
@@ -278,6 +278,12 @@ def _sentence(
             return f"takes at most {context['max_length']} entries, has {context['actual_length']}"
         case _:
             return f"{message[0].lower()}{message[1:]}, not {_shown(value)}"
+
+
+def _example(model: type[BaseModel], path: Sequence[int | str]) -> str:
+    """How the key that `path` begins with may be written, where its field has an example."""
+    field = model.model_fields.get(str(path[0])) if path else None
+    return f"; write it as in {path[0]}: {flow(field.examples[0])}" if field and field.examples else ""
 
 
 def _shown(value: Any) -> str:

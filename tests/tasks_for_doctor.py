@@ -146,8 +146,31 @@ def no_validation() -> Task:
     return replace(healthy(), val_batches=lambda: [])
 
 
+def one_model() -> Task:
+    model = Net()
+    return replace(healthy(), make_model=lambda: model)
+
+
+def half_weights() -> Task:
+    """In float16, where Adam's eps of 1e-8 is zero, and a weight without gradient is divided by it."""
+    x = torch.randn(64, 6, generator=torch.Generator().manual_seed(0)).half()
+    x[:, 5] = 0
+    data = x, (x[:, 0] > 0).long()
+    return Task.supervised(lambda: nn.Linear(6, 2).half(), data, data, nn.functional.cross_entropy)
+
+
 def nan_metric() -> Task:
     return replace(healthy(), metrics={"f1": lambda model, batch: torch.tensor(float("nan"))})
+
+
+def pinned_weights() -> Task:
+    """Weights are always the same, batches are not."""
+
+    def make_model() -> nn.Module:
+        torch.manual_seed(0)
+        return Net()
+
+    return replace(healthy(), make_model=make_model)
 
 
 def deaf_to_seeds() -> Task:

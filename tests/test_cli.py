@@ -310,6 +310,12 @@ def test_several_problems_are_told_in_one_go_each_with_its_path(cli: Cli, specs:
         (["export", "RUN", "--format", "pyton"], "there is no export format 'pyton'; did you mean 'python'?"),
         (["export", "RUN", "--to", "/"], "is a folder; name the file to write with --to"),
         (["export", "RUN", "--to", "no/x.py"], "there is no folder no to write x.py in"),
+        (["sweep", str(TASKS)], "this is Python; name a spec, a YAML file"),
+        (["sweep", "my_task.py:task"], "this is Python; name a spec, a YAML file"),
+        (["show", str(TASKS)], "tasks_for_tests.py is a file; name the run directory of a sweep"),
+        (["export", "RUN", "--format", "hf", "--to", "hf.json"], "hf is written as YAML, which hf.json does not look"),
+        (["export", "RUN", "--format", "yaml", "--to", "a.py"], "yaml is written as YAML, which a.py does not look"),
+        (["export", "RUN", "--format", "megatron", "--to", "a.json"], "as command line arguments, which a.json"),
         (["export", "RUN", "--to", str(TASKS)], "exists; name another file, or replace it with --force"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -493,6 +499,12 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(cli: Cli, spec: Callable[.
     assert (said.code, said.err) == (0, "")
     assert f"about {plan['steps']:,} steps in all; budget: 6,000 steps; stages are asked as far as it goes" in said.out
     assert re.search(r"about [\d.]+ (s|min) one trial at a time, less side by side; a step takes [\d.]+ ms", said.out)
+    assert "left out" not in said.out  # what is not listed is not wanted
+    small = spec(rest="stages: auto\n")
+    small.write_text(small.read_text().replace("{trials: 300}", "{trials: 24}"))
+    assert re.search(
+        r"left out, as the budget is too small for them: .*beta2, weight_decay", cli("sweep", small, "--dry-run").out
+    )
     timed = spec(rest="stages: [lr]")
     timed.write_text(timed.read_text().replace("{trials: 300}", "{time: 5m}"))
     assert cli("sweep", timed, "--dry-run", "--json").json["budget_steps"] is None

@@ -115,6 +115,28 @@ def test_a_fault_that_a_sweep_survives_is_a_warning(
     assert {line["status"] for other, line in lines.items() if other not in (name, "stacks")} == {"ok"}
 
 
+def test_a_fault_is_told_once_and_speed_only_of_what_trains(capfd: Capture) -> None:
+    code, lines = doctor(capfd, "one_model")
+    assert code == 1
+    assert [name for name, line in lines.items() if line["status"] == "problem"] == ["batches"]
+    assert "build a new model" in lines["batches"]["remedy"]
+    assert list(lines)[-1] == "step"
+
+
+def test_weights_in_float16_that_diverge_at_once_are_told_why(capfd: Capture) -> None:
+    _, lines = doctor(capfd, "half_weights")
+    assert lines["validation"]["found"] == "the model diverged at its first step"
+    assert "keep the parameters in float32" in lines["validation"]["remedy"]
+
+
+def test_weights_that_are_the_same_by_every_seed_are_noted(capfd: Capture) -> None:
+    code, lines = doctor(capfd, "pinned_weights")
+    assert code == 0
+    assert lines["seeds"]["status"] == "note"
+    assert lines["seeds"]["found"].endswith("others by another seed, but all seeds begin with the same weights")
+    assert "take manual_seed out of make_model" in lines["seeds"]["remedy"]
+
+
 def test_why_trials_cannot_be_stacked_is_named_by_module(capfd: Capture) -> None:
     code, lines = doctor(capfd, "recurrent")
     assert code == 0

@@ -22,7 +22,7 @@ from adamtune.report.figures import Line
 from adamtune.report.html import report_html
 from adamtune.report.line_table import lines_table
 from adamtune.report.lr_plot import lr_html_plot, lr_terminal_plot
-from adamtune.report.terminal import print_result
+from adamtune.report.terminal import print_lr_find, print_result
 from adamtune.stages.lr_curve import RangeCurve, read_curve
 from adamtune.stages.lr_response import Response
 
@@ -559,6 +559,14 @@ def test_the_suggestion_stands_at_its_place_in_the_terminal(curve: RangeCurve) -
     (ticks,) = [line for line in lines if "1e-6" in line]
     column = lines[3].index("!")
     assert abs(column - (ticks.index("1e-3") + 1)) <= 2
+
+
+def test_a_suggestion_outside_the_band_is_explained(curve: RangeCurve, capfd: pytest.CaptureFixture[str]) -> None:
+    assert curve.band is not None
+    print_lr_find(found(curve, suggestion=curve.band[1] * 3), "")
+    assert "\nnote:        the suggestion lies outside the band" in capfd.readouterr().out
+    print_lr_find(found(curve, suggestion=curve.band[0]), "")
+    assert "note:" not in capfd.readouterr().out
 
 
 def test_the_terminal_plot_grows_down_to_its_height(curve: RangeCurve) -> None:

@@ -335,6 +335,7 @@ def test_what_a_race_has_trained_is_kept_when_one_of_its_trials_raises(tmp_path:
         ({"task": "no_parameters"}, TaskError, "has no trainable parameters"),
         ({"args": {"paus": 1}}, InputError, "does not take these task args"),
         ({"objective": Objective(name="acuracy")}, SpecError, "did you mean 'accuracy'?"),
+        ({"objective": Objective(name="accuracy")}, SpecError, "whether accuracy is to minimize or to maximize"),
         ({"device": "warp"}, InputError, "the device 'warp' cannot be used"),
         ({"storage": "nonsense"}, InputError, "the storage cannot be opened"),
         ({"budget": Budget(steps=100)}, InputError, "the budget of 100 steps is too small"),

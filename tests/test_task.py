@@ -274,6 +274,11 @@ def test_what_is_no_reference_is_refused_with_the_two_forms_there_are(text: str)
         TaskReference.parse(text)
 
 
+def test_a_file_without_a_function_is_answered_with_one() -> None:
+    with pytest.raises(TaskReferenceError, match=r"the function is missing, as in mine\.py:task$"):
+        TaskReference.parse("mine.py")
+
+
 @pytest.mark.parametrize("place", ["my-task", "folder/file", "file.py.txt/", "a..b"])
 def test_a_place_that_is_neither_module_nor_file_is_refused(place: str) -> None:
     with pytest.raises(TaskReferenceError, match=f"'{place}' in .* is neither a module name nor a path"):
@@ -392,6 +397,24 @@ def test_a_missing_argument_is_named(folder: Path) -> None:
         load_task("mine.py:bare", {"root": 1})
 
 
+def test_a_module_that_lies_here_and_not_beside_the_task_file_is_told_how_to_find(folder: Path) -> None:
+    (folder / "deeper").mkdir()
+    (folder / "training_code.py").touch()
+    (folder / "deeper" / "mine.py").write_text("import training_code.model\n")
+    with pytest.raises(TaskReferenceError, match=r"beside it: set PYTHONPATH=\. to let it find the 'training_code'"):
+        load_task("deeper/mine.py:task")
+    (folder / "deeper" / "other.py").write_text("import no_such_code\n")
+    with pytest.raises(TaskReferenceError) as caught:
+        load_task("deeper/other.py:task")
+    assert "PYTHONPATH" not in str(caught.value)
+
+
+def test_a_function_that_forgot_to_return_is_asked_whether_it_did(folder: Path) -> None:
+    (folder / "mine.py").write_text("def task():\n    pass\n")
+    with pytest.raises(TaskReferenceError, match=r"returned nothing \(has it no `return`\?\); it must return"):
+        load_task("mine.py:task")
+
+
 def test_a_function_that_returns_something_else_is_refused(folder: Path) -> None:
     (folder / "mine.py").write_text("def task():\n    return {'name': 'mine'}\n")
     with pytest.raises(TaskReferenceError, match=r"mine\.py:task returned a dict; it must return an adamtune\.Task"):
@@ -497,11 +520,47 @@ def test_metrics_of_a_model_that_returns_its_loss_get_its_output_and_the_labels(
 
 def test_a_dict_without_its_target_and_a_model_without_a_loss_are_said_plainly() -> None:
     task = Task.supervised(Keyed, Dicts("label"), Dicts("label"), nn.functional.mse_loss, 4)
-    with pytest.raises(ValueError, match="no 'labels'; did you mean 'label'"):
+    with pytest.raises(TaskError, match=r"no 'labels' \(did you mean 'label'\?\); name .* by target='\.\.\.'$"):
         task.loss(Keyed(), next(batches(task)))
     task = Task.supervised(lambda: Keyed("none"), Dicts(), Dicts(), batch_size=4)
     with pytest.raises(TypeError, match="returned a dict without a loss; give a loss_fn"):
         task.loss(task.make_model(), next(batches(task)))
+
+
+def test_a_model_that_has_no_room_for_the_target_is_told_to_need_a_loss_function() -> None:
+    task = Task.supervised(lambda: nn.Linear(1, 1), (X, Y), (X, Y), batch_size=4)
+    with pytest.raises(TaskError, match=r"called with all of a batch .*; give a loss_fn"):
+        task.loss(task.make_model(), next(batches(task)))
+
+
+def test_a_type_error_within_the_model_is_left_as_it_is() -> None:
+    class Broken(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return x + None  # type: ignore[operator, no-any-return]
+
+    task = Task.supervised(Broken, (X, Y), (X, Y), batch_size=4)
+    with pytest.raises(TypeError, match="unsupported operand"):
+        task.loss(Broken(), next(batches(task)))
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "told"),
+    [
+        ("make_model", nn.Linear(1, 1), r"make_model is a Linear; .*\(make_model=lambda: \.\.\.\)"),
+        ("val_batches", [X], r"val_batches is a list; .*\(val_batches=lambda: \.\.\.\)"),
+        ("train_batches", iter([X]), "train_batches is a list_iterator; give a function"),
+    ],
+)
+def test_a_thing_in_place_of_the_function_that_makes_it_is_refused(part: str, value: Any, told: str) -> None:
+    parts: dict[str, Any] = {"make_model": nn.Module, "train_batches": iter, "loss": len, "val_batches": list}
+    with pytest.raises(TaskError, match=f"task 'mine': {told}"):
+        Task("mine", **parts | {part: value})
+
+
+@pytest.mark.parametrize(("train", "val", "told"), [((X, Y[:3]), (X, Y), "train_data"), ((X, Y), (X[:0],), "val_data")])
+def test_tensors_without_rows_or_of_unequal_length_are_named(train: Any, val: Any, told: str) -> None:
+    with pytest.raises(TaskError, match=f"the tensors of {told} are empty or of unequal length"):
+        Task.supervised(Keyed, train, val)
 
 
 class Walk:

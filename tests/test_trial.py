@@ -641,7 +641,7 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a float for a loss": (
         {"loss": lambda model, x: loss(model, x).item()},
-        "the loss at training step 1 is a float, not a scalar; return a tensor",
+        r"the loss at training step 1 is a float, not a tensor; return the tensor itself, without item\(\)",
     ),
     "a loss without gradient": (
         {"loss": lambda model, x: loss(model, x).detach()},
@@ -654,7 +654,10 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "no validation data": ({"val_batches": list}, "val_batches gave no batch, so a recipe cannot be judged"),
     "the validation data raise": ({"val_batches": explode}, WHERE),
     "a metric raises": ({"metrics": {"bad": explode}}, WHERE),
-    "a metric is no number": ({"metrics": {"bad": lambda model, x: model(x)}}, "raised .*convert"),
+    "a metric is no number": (
+        {"metrics": {"bad": lambda model, x: model(x)}},
+        "its metric 'bad' of .* is a tensor of shape .* return the mean",
+    ),
     "out of memory": (
         {"loss": lambda model, x: (_ for _ in ()).throw(torch.OutOfMemoryError("full"))},
         "OutOfMemoryError: full .*; use a smaller batch with `accumulate`",

@@ -62,6 +62,7 @@ def export(
     from adamtune.errors import ExportError
     from adamtune.export import (
         Context,
+        check_ending,
         check_target,
         companion_path,
         export_into,
@@ -78,6 +79,7 @@ def export(
     if companion and target is None:
         raise ExportError("--companion writes a file beside the export; name that with --to or --into")
     if to is not None:
+        check_ending(to, format)
         check_target(to, force)
     recipe = recipe_of(source)
     horizon = recipe.provenance.get("horizon")

@@ -23,7 +23,7 @@ def lr_find(
         int | None, typer.Option(help="Steps of the ramp on each seed; by default what the budget allows.")
     ] = None,
     start: Annotated[float, typer.Option(help="Learning rate at the start of the ramp.")] = 1e-6,
-    end: Annotated[float, typer.Option(help="Learning rate at its end.")] = 1e-1,
+    end: Annotated[float, typer.Option(help="Learning rate at its end; it goes on while the loss falls there.")] = 1e-1,
     seeds: Annotated[int, typer.Option(help="Seeds of the ramp, at most.")] = 3,
     seed: Annotated[int, typer.Option(help="Another seed takes other initial weights and batches.")] = 0,
     horizon: Annotated[

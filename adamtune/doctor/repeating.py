@@ -58,7 +58,12 @@ def repeats(task: Task, request: TrialRequest, device: torch.device) -> Line:
     if other.train_losses == mine:
         remedy = "let make_model draw new random weights at each call, or train_batches shuffle by the generator given"
         return Line("seeds", Status.WARNING, "another seed trains just the same, so seeds cannot tell noise", remedy)
-    return Line("seeds", Status.OK, f"the same numbers twice over {_STEPS} steps, others by another seed")
+    found = f"the same numbers twice over {_STEPS} steps, others by another seed"
+    weights = [dict(trainable(Start(task, seed).model)) for seed in (request.seed, request.seed + 1)]
+    if _same(*({name: weight.detach() for name, weight in of_seed.items()} for of_seed in weights)):
+        remedy = "right for pretrained weights; else take manual_seed out of make_model, or figures miss chance in them"
+        return Line("seeds", Status.NOTE, f"{found}, but all seeds begin with the same weights", remedy)
+    return Line("seeds", Status.OK, found)
 
 
 def _trained(task: Task, request: TrialRequest, device: torch.device) -> TrialResult:

@@ -61,8 +61,15 @@ def check_task(task: Task, device: torch.device) -> Iterator[Line]:
         ("stacks", _stacks),
         ("speed", _speed),
     )
+    told: set[str] = set()
     for name, look in looks:
+        if told and name in ("stacks", "speed"):  # of sound trials only
+            return
         line = _tried(name, lambda look=look: look(subject))  # type: ignore[misc]
+        if line.status is Status.PROBLEM:
+            if line.found in told:
+                continue
+            told.add(line.found)
         yield line
         if name == "step" and line.status is Status.PROBLEM:
             return
@@ -171,7 +178,10 @@ def _validation(subject: _Subject) -> Line:
     report = trial.advance(1)
     seconds = time.perf_counter() - began
     if report is None:
-        return Line("validation", Status.PROBLEM, "the model diverged at its first step", "look at the line before")
+        remedy = "look for weights, activations or data so large that a step overflows"
+        if any(param.dtype == torch.float16 for _, param in trainable(subject.start.model)):
+            remedy = "keep the parameters in float32, and let the recipe's `precision: fp16` compute in 16 bits"
+        return Line("validation", Status.PROBLEM, "the model diverged at its first step", remedy)
     bad = [name for name, value in report.values.items() if not math.isfinite(value)]
     told = ", ".join(f"{name} {value:.4g}" for name, value in report.values.items())
     if bad:

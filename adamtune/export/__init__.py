@@ -31,8 +31,8 @@ from adamtune.rundir import RECIPE, read_result, run_file, write_atomically
 from adamtune.yaml_text import nearest
 
 __all__ = [
-    "FORMATS", "Context", "Export", "Format", "Settings", "Unsaid", "check_target", "companion_path", "export_into",
-    "export_recipe", "recipe_of", "write_export",
+    "FORMATS", "Context", "Export", "Format", "Settings", "Unsaid", "check_ending", "check_target", "companion_path",
+    "export_into", "export_recipe", "recipe_of", "write_export",
 ]  # fmt: skip
 
 FORMATS: dict[str, Format] = {
@@ -85,6 +85,19 @@ def format_called(name: str) -> Format:
     if name not in FORMATS:
         raise ExportError(f"there is no export format '{name}'; {nearest(name, FORMATS)}")
     return FORMATS[name]
+
+
+_ENDINGS = {"python": (".py",), "assignments": (".py",), "yaml": (".yaml", ".yml"), "json": (".json",)}
+
+
+def check_ending(path: Path, format: str) -> None:
+    """Raise `ExportError` where a file's name says another syntax than the format has, by which a reader takes it."""
+    syntax = format_called(format).syntax
+    fit = _ENDINGS.get(syntax, ())
+    if path.suffix in {ending for endings in _ENDINGS.values() for ending in endings} - set(fit):
+        written = "Python" if ".py" in fit else {"arguments": "command line arguments"}.get(syntax, syntax.upper())
+        name = f"a file that ends in {fit[0]}" if fit else f"a file that does not end in {path.suffix}"
+        raise ExportError(f"{format} is written as {written}, which {path} does not look like; name {name}")
 
 
 def export_recipe(recipe: Recipe, format: str, context: Context | None = None) -> Export:

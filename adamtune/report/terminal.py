@@ -63,6 +63,8 @@ def print_plan(plan: Plan, horizon: int) -> None:
     out.print(table)
     budget = f"{plan.budget:,.0f} steps" if math.isfinite(plan.budget) else "bounded by time only"
     out.tell(f"about {plan.steps:,} steps in all; budget: {budget}; stages are asked as far as it goes")
+    if plan.too_dear:
+        out.tell(f"left out, as the budget is too small for them: {', '.join(plan.too_dear)}")
     if timed:
         whole, step = _duration(plan.steps * plan.seconds_per_step), f"{1e3 * plan.seconds_per_step:.3g} ms"
         out.tell(f"about {whole} one trial at a time, less side by side; a step takes {step} (a few were timed)")
@@ -222,5 +224,11 @@ def print_lr_find(result: LRFindResult, plot: str) -> None:
     if result.interval is not None:
         low, high = result.interval
         out.print(f"{'interval:':<{_TOLD}}{low:.2g} to {high:.2g}")
+        band = result.curve.band
+        if result.suggestion is not None and band and not band[0] <= result.suggestion <= band[1]:
+            why = (
+                "the suggestion lies outside the band: short trials were trained for it, the band is of the ramp alone"
+            )
+            out.tell(f"{'note:':<{_TOLD}}{why}", _TOLD)
     out.tell(f"{'stopped:':<{_TOLD}}{result.stopped}", _TOLD)
     out.print(f"{'cost:':<{_TOLD}}{result.steps_used:,} training steps, {result.seconds:.0f} s")

@@ -1,0 +1,80 @@
+"""The batches of `Task.supervised`: from Datasets, DataLoaders or tensors, without an end or in one pass."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from adamtune.errors import TaskError
+
+
+def endless(data: Any, batch_size: int, generator: torch.Generator) -> Iterator[Any]:
+    """Training batches without an end, shuffled anew each epoch by `generator`."""
+    if _is_tensors(data):
+        count = len(data[0])
+        size = min(batch_size, count)
+        while True:
+            order = torch.randperm(count, generator=generator)
+            for rows in torch.split(order[: count - count % size], size):
+                yield tuple(tensor[rows] for tensor in data)
+    loader = _reseeded(data, batch_size, generator)
+    while True:
+        empty = True
+        for batch in loader:
+            empty = False
+            yield batch
+        if empty:
+            raise ValueError("the training data gave no batch (is the dataset smaller than one batch?)")
+
+
+def _is_tensors(data: Any) -> bool:
+    return isinstance(data, Sequence) and all(isinstance(item, Tensor) for item in data)
+
+
+def check_rows(name: str, data: Any) -> None:
+    """Raise `TaskError` where `data`, called `name`, are tensors without rows, or with unequal numbers of them."""
+    lengths = [len(tensor) for tensor in data] if _is_tensors(data) else [1]
+    if not lengths or not lengths[0] or len(set(lengths)) > 1:
+        what = f"the tensors of {name} are empty or of unequal length: {lengths} rows"
+        raise TaskError(f"{what}; give tensors with a row for each example")
+
+
+def _reseeded(data: Any, batch_size: int, generator: torch.Generator) -> DataLoader[Any]:
+    """A DataLoader over `data` whose shuffling follows `generator`."""
+    if not isinstance(data, DataLoader):
+        if isinstance(data, IterableDataset):
+            return DataLoader(data, batch_size=batch_size, generator=generator)
+        size = min(batch_size, len(data))
+        return DataLoader(data, batch_size=size, shuffle=True, drop_last=True, generator=generator)
+    if data.batch_size is None or isinstance(data.dataset, IterableDataset):  # a batch sampler, or no sampler at all
+        kept = copy.copy(data)
+        kept._iterator = None  # with persistent workers, trials would take each other's batches
+        return kept
+    sampler = copy.copy(data.sampler)
+    if hasattr(sampler, "generator"):
+        sampler.generator = generator
+    return DataLoader(
+        data.dataset,
+        batch_size=data.batch_size,
+        sampler=sampler,
+        drop_last=data.drop_last,
+        collate_fn=data.collate_fn,
+        num_workers=data.num_workers,
+        worker_init_fn=data.worker_init_fn,
+        generator=generator,
+    )
+
+
+def one_pass(data: Any, batch_size: int) -> Iterable[Any]:
+    """All validation batches, once, in order."""
+    if isinstance(data, DataLoader):
+        return data
+    if _is_tensors(data):
+        size = max(batch_size, 256)  # no gradients are kept, so larger batches fit where training ones do
+        return list(zip(*(torch.split(tensor, size) for tensor in data), strict=True))
+    return DataLoader(data, batch_size=batch_size)
