@@ -29,6 +29,7 @@ def make_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., P
             row.setdefault("value", row["lr"] + 0.01)
         write_run(folder, result or make_result(), tables)
         (folder / rundir.SPEC).write_text("task: {ref: 'my_task.py:task'}\nhorizon: 300\n")
+        (folder / rundir.ENVIRONMENT).write_text("{}")
         (folder / rundir.RECIPE).write_text("lr: 0.0123\n")
         return folder
 

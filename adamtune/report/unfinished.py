@@ -115,4 +115,4 @@ def _log(lines: list[str]) -> Section | None:
 
 def is_unfinished(run: Path, result: Mapping[str, Any] | None) -> bool:
     """Whether there is a run, and no result of it."""
-    return result is None and (run / rundir.SPEC).exists() and not (run / rundir.RESULT).exists()
+    return result is None and rundir.is_run(run) and not (run / rundir.RESULT).exists()
