@@ -138,7 +138,9 @@ def test_an_unfinished_run_is_told_as_far_as_it_came(
     assert json.loads(capsys.readouterr().out)["finished"] is False
     page = (run / rundir.REPORT).read_text()
     text = " ".join(text_of(page).split())
-    assert "This run has not finished" in text
+    assert "This run has not finished: there is no recipe yet. No figure here has been confirmed" in text
+    assert "It came to 5 trials and 1,500 training steps." in text
+    assert '<a href="#reproduce">' in page
     assert "lr 1 300 0.51 changed 0.001 -> 0.5 <because>" in text
     assert "beta1 4 1,200 0.011 under way" in text
     assert "adamtune sweep mine/spec.yaml --run-dir mine" in text
@@ -180,7 +182,10 @@ def test_several_runs_stand_side_by_side(make_run: Callable[..., Path], capsys: 
     page = Path("both.html").read_text()
     text = " ".join(text_of(page).split())
     assert "0.05 [0.04, 0.06] over 2 fresh seeds" in text
-    assert "recommended, B minus A: -0.02 [-0.02, -0.02] over 2 fresh seeds" in text
+    assert (
+        "Better by evidence: other. Recommended, other minus one: -0.02 [-0.02, -0.02] over 2 of 2 shared seeds."
+        in text
+    )
     assert "beta2 kept -" in text
     assert "lr 0.001 to 0.0123 kept" in text
     assert "eps kept 1e-08 to 1e-06" in text

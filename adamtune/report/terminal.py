@@ -12,7 +12,7 @@ from rich.table import Table
 
 from adamtune import rundir
 from adamtune.report.console import PlainConsole
-from adamtune.report.wording import number, with_bounds, with_interval
+from adamtune.report.wording import number, steps_to, with_bounds, with_interval
 
 if TYPE_CHECKING:
     from adamtune.comparison import Comparison, Paired
@@ -101,7 +101,7 @@ def print_result(result: Mapping[str, Any], run_dir: Path) -> None:
     for name in ("default", "recommended"):
         out.tell(f"{name + ':':<{_TOLD}}{objective} {with_interval(result[name])}", _TOLD)
     if "time_to" in result["objective"]:
-        first, second = (_steps_to(result[name]) for name in ("default", "recommended"))
+        first, second = (steps_to(result[name]) for name in ("default", "recommended"))
         what = f"time to {number(result['objective']['time_to'])}:"
         out.tell(f"{what:<{_TOLD}}{first} by default, {second} recommended", _TOLD)
     default, recommended = result["default"]["mean"], result["recommended"]["mean"]
@@ -109,12 +109,6 @@ def print_result(result: Mapping[str, Any], run_dir: Path) -> None:
         out.print(f"{'ratio:':<{_TOLD}}{recommended / default:.3f}")
     out.print(f"{'cost:':<{_TOLD}}{result['steps_used']:,} training steps, {result['wall_seconds']:.0f} s")
     out.print(f"{'recipe:':<{_TOLD}}{run_dir / rundir.RECIPE}")
-
-
-def _steps_to(measured: Mapping[str, Any]) -> str:
-    """The median over the fresh seeds; null in the JSON is never."""
-    steps = measured.get("median_steps_to")
-    return "never" if steps is None else f"{steps:,.0f} steps"
 
 
 def print_runs(folder: Path, runs: Mapping[Path, Mapping[str, Any]], unfinished: Sequence[Path]) -> None:
