@@ -83,6 +83,15 @@ def check_loss(task: Task, loss: Any, step: int) -> None:
         )
 
 
+def as_number(task: Task, name: str, measured: Any) -> float:
+    """What loss or metric `name` gave for a batch of validation data; `TaskError` where that is not one number."""
+    if isinstance(measured, Tensor) and measured.numel() != 1:
+        got = f"a tensor of shape {tuple(measured.shape)}"
+        what = f"{name} on the validation data is {got}, not a scalar; return the mean over the batch"
+        raise TaskError(f"task '{task.name}': {what}")
+    return float(measured)
+
+
 def no_validation(task: Task) -> TaskError:
     """What to raise where the validation batches gave nothing."""
     return TaskError(f"task '{task.name}': val_batches gave no batch, so a recipe cannot be judged")

@@ -19,7 +19,7 @@ from adamtune.probe import AdamProbe
 from adamtune.randomness import RandomState, Stream, derive_seed, seed_torch
 from adamtune.recipe import Precision
 from adamtune.task import Batch, Task, batch_rows, batch_to
-from adamtune.task_calls import check_loss, new_model, next_batch, no_validation, raised
+from adamtune.task_calls import as_number, check_loss, new_model, next_batch, no_validation, raised
 from adamtune.trial_state import (
     SYNC,
     WORTH,
@@ -285,7 +285,7 @@ class Trial:
                 size = batch_rows(batch)
                 rows += size
                 for name, measure in measures.items():
-                    sums[name] += size * float(measure(self._model, batch))
+                    sums[name] += size * as_number(self._task, name, measure(self._model, batch))
         self._model.train()
         if not rows:
             raise no_validation(self._task)

@@ -12,14 +12,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pandas as pd
 import pytest
 from typer.models import CommandInfo
 
+from adamtune import export
+from adamtune.cli import completing
 from adamtune.cli.app import app, run
 from adamtune.rundir import RunDir
+from adamtune.spec import Spec
 
 TASKS = Path(__file__).parent / "tasks_for_tests.py"
 COMMANDS = [(command.callback.__name__).replace("_", "-") for command in app.registered_commands if command.callback]
@@ -169,6 +172,10 @@ def test_the_module_is_the_command_line(tmp_path: Path) -> None:
         ("adamtune do", ["doctor"]),
         ("adamtune init --kind ", ["pytorch", "transformers", "lightning"]),
         ("adamtune recipes s", ["show"]),
+        ("adamtune recipes show fi", ["fine-tune"]),
+        ("adamtune export runs/x --format t", ["timm", "torchtune"]),
+        ("adamtune sweep --engine ", ["auto", "sequential", "population", "workers", "ray"]),
+        ("adamtune lr-find --engine p", ["population"]),
         ("adamtune doctor --ta", ["--task", "--task-arg"]),
     ],
 )
@@ -184,6 +191,11 @@ def test_shell_completion_answers_and_says_nothing_else(typed: str, offered: lis
         check=False,
     )
     assert (completed.returncode, completed.stdout.split(), completed.stderr) == (0, offered, "")
+
+
+def test_the_words_that_are_completed_are_all_there_are() -> None:
+    assert list(completing.FORMATS) == list(export.FORMATS)
+    assert get_args(get_type_hints(Spec)["engine"]) == completing.ENGINES
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")

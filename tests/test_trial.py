@@ -654,7 +654,11 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "no validation data": ({"val_batches": list}, "val_batches gave no batch, so a recipe cannot be judged"),
     "the validation data raise": ({"val_batches": explode}, WHERE),
     "a metric raises": ({"metrics": {"bad": explode}}, WHERE),
-    "a metric is no number": ({"metrics": {"bad": lambda model, x: model(x)}}, "raised .*convert"),
+    "a metric is no number": (
+        {"metrics": {"bad": lambda model, x: model(x)}},
+        r"'my-task': bad on the validation data is a tensor of shape .*, not a scalar; return the mean over the batch",
+    ),
+    "a metric is no tensor": ({"metrics": {"bad": lambda model, x: "good"}}, "raised .*convert"),
     "out of memory": (
         {"loss": lambda model, x: (_ for _ in ()).throw(torch.OutOfMemoryError("full"))},
         "OutOfMemoryError: full .*; use a smaller batch with `accumulate`",

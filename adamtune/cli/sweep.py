@@ -11,6 +11,7 @@ import typer
 
 from adamtune.cli import imports
 from adamtune.cli.alone import result_alone
+from adamtune.cli.completing import ENGINES, one_of
 from adamtune.cli.interrupts import after_the_rung
 from adamtune.errors import ExitCode, StorageError, UnwritableError
 from adamtune.passwords import without_passwords
@@ -25,7 +26,9 @@ def sweep(
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Instead of the spec's seed.")] = None,
-    engine: Annotated[str | None, typer.Option(help="Instead of the spec's engine.")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="Instead of the spec's engine.", autocompletion=one_of(ENGINES))
+    ] = None,
     storage: Annotated[str | None, typer.Option(help="Instead of the spec's storage: an Optuna URL.")] = None,
     workers: Annotated[
         str | None, typer.Option(help="Instead of the spec's workers: processes to train in here, or auto.")
