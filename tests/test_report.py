@@ -173,7 +173,7 @@ def loads_from_elsewhere(page: str) -> list[str]:
 
 def test_the_answer_stands_before_the_stages(page_of: Callable[[], str]) -> None:
     text = text_of(page_of())
-    answer = text[text.index("Change lr 0.001 to 0.0123.") : text.index("A knob changes where")]
+    answer = text[text.index("Change lr from 0.001 to 0.0123.") : text.index("A knob changes where")]
     for told in (
         r"Recommended\s+loss 0\.07\s+\[0\.06, 0\.08\] over 2 fresh seeds",
         r"Default\s+loss 0\.28\s+\[0\.27, 0\.29\] over 2 fresh seeds",

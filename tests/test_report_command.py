@@ -129,6 +129,18 @@ def test_the_loss_stands_beside_adams_state(make_run: Callable[..., Path]) -> No
     assert drawn["layout"]["yaxis"]["domain"][1] < drawn["layout"]["yaxis2"]["domain"][0]
 
 
+def test_the_group_called_default_is_not_taken_for_the_recipe(make_run: Callable[..., Path]) -> None:
+    run, told = (
+        make_run("mine"),
+        "The group called default is that of the parameters which no rule of the recipe names.",
+    )
+    for group, tells in (("head", False), ("default", True)):
+        probe = (run / rundir.PROBE).read_text()
+        (run / rundir.PROBE).write_text(probe.replace(",NA,", f",{group},").replace(",head,", f",{group},"))
+        assert command(["report", "mine", "--open", "never"]) == 0
+        assert (told in text_of((run / rundir.REPORT).read_text())) == tells
+
+
 def test_an_unfinished_run_is_told_as_far_as_it_came(
     make_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

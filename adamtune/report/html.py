@@ -87,7 +87,9 @@ def _in_short(changed: Mapping[str, Mapping[str, Any]]) -> str:
     """The recipe as what differs from the default."""
     if not changed:
         return "Keep the default recipe: nothing did better by evidence."
-    pairs = (f"{knob} {number(pair['default'])} to {number(pair['recommended'])}" for knob, pair in changed.items())
+    pairs = (
+        f"{knob} from {number(pair['default'])} to {number(pair['recommended'])}" for knob, pair in changed.items()
+    )
     return f"Change {'; '.join(pairs)}."
 
 
