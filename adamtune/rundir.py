@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import re
+import shlex
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -48,6 +49,9 @@ _HOLDER = ".holder"
 
 _WRITTEN_WHOLE = (SPEC, ENVIRONMENT, ENGINE, TRIALS, CURVES, PROBE, RECIPE, RESULT, REPORT)
 
+_BEGUN = {_LOCK, ENVIRONMENT, LOG, JOURNAL, FINISHED, TRIALS, CHECKPOINTS}
+"""One of them stands beside the spec of every run: a folder with a `spec.yaml` alone is its writer's, as of `init`."""
+
 _NOT_BEGUN = {_LOCK, ENVIRONMENT}
 """What a sweep may leave that ended before it had written its spec."""
 
@@ -75,11 +79,12 @@ class RunDir:
             raise RunDirError(f"the run directory {self.path} is a file; name a folder with --run-dir")
         there = {entry.name for entry in self.path.iterdir()} if self.path.exists() else set()
         there = {name for name in there if name == _LOCK or not name.startswith(".")}  # leftovers of a killed process
+        begun = SPEC in there and not _BEGUN.isdisjoint(there)
         try:
             if not there:
                 self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / _LOCK, timeout=0)
-            if not there or _LOCK in there or (SPEC in there and RESULT not in there):
+            if not there or _LOCK in there or (begun and RESULT not in there):
                 lock.acquire()
         except Timeout:
             raise RunDirError(
@@ -91,12 +96,12 @@ class RunDir:
                 raise unwritable(self.path, problem) from problem
             raise RunDirError(f"the run directory {self.path} cannot be made: {problem.strerror}") from problem
         try:
-            if not lock.is_locked or RESULT in there or (there - _NOT_BEGUN and SPEC not in there):
-                what = "a finished run" if RESULT in there else "other files"
-                raise RunDirError(
-                    f"the run directory {self.path} already holds {what}; name another with --run-dir, or delete it"
-                )
-            self.resumed = SPEC in there
+            if not lock.is_locked or RESULT in there or (there - _NOT_BEGUN and not begun):
+                what = "a finished run; name another with --run-dir, or delete it"
+                if RESULT not in there:  # perhaps somebody's work: nobody is told to delete that
+                    what = f"other files; name a folder of the run's own with --run-dir, such as {self.path / 'run'}"
+                raise RunDirError(f"the run directory {self.path} already holds {what}")
+            self.resumed = begun
             self._tidy()
             with suppress(OSError):  # a full disk is told where it matters
                 self.file(_HOLDER).write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
@@ -309,27 +314,42 @@ def read_result(run: Path) -> dict[str, Any]:
     path = run / RESULT
     try:
         return checked(read_json(run, RESULT))
-    except FileNotFoundError:
-        if (run / SPEC).exists():
-            why = f"has not finished: it has no {RESULT} yet; {run / LOG} tells how far it came"
-        else:
-            why = f"is no run directory: it has no {RESULT}" if run.is_dir() else "does not exist"
-        raise RunDirError(f"{run} {why}") from None
-    except NotADirectoryError:
-        raise RunDirError(f"{run} is a file; name the run directory of a sweep") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise RunDirError(f"{run} {_why_without_result(run)}") from None
     except (OSError, ValueError) as problem:
         raise RunDirError(f"{path} cannot be read as a result: {problem}") from problem
 
 
+def _why_without_result(run: Path) -> str:
+    if is_run(run):
+        goes_on = shlex.join(["adamtune", "sweep", str(run / SPEC), "--run-dir", str(run)])
+        report = shlex.join(["adamtune", "report", str(run)])
+        return f"has not finished: it has no {RESULT} yet; {report} shows how far it came, {goes_on} goes on with it"
+    if not run.is_dir():
+        return "is a file; name the run directory of a sweep" if run.exists() else "does not exist"
+    within = runs_in(run)
+    named = f"; did you mean {within[-1]}?" if within else ""
+    return f"is no run directory: it has no {RESULT}{named}"
+
+
 def is_run(folder: Path) -> bool:
     """Whether a folder is a sweep's run directory, finished or not."""
-    return any(os.path.exists(folder / name) for name in (RESULT, SPEC))
+    there = {name for name in (RESULT, SPEC, *_BEGUN) if os.path.exists(folder / name)}
+    return RESULT in there or (SPEC in there and not _BEGUN.isdisjoint(there))
 
 
-def finished_runs(folder: Path) -> list[Path]:
-    """The runs in `folder` that have a result, oldest first."""
-    results = sorted(folder.glob(f"*/{RESULT}"), key=lambda path: path.stat().st_mtime)
-    return [path.parent for path in results]
+def runs_in(folder: Path) -> list[Path]:
+    """The run directories in `folder`, finished or not: those without a result first, then by when they ended."""
+    try:
+        runs = [entry for entry in sorted(folder.iterdir()) if is_run(entry)]
+    except OSError:
+        return []
+
+    def ended(run: Path) -> float:
+        path = run / RESULT
+        return path.stat().st_mtime if path.exists() else 0.0
+
+    return sorted(runs, key=ended)
 
 
 def next_run_dir(name: str) -> Path:

@@ -12,14 +12,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pandas as pd
 import pytest
 from typer.models import CommandInfo
 
+from adamtune import export
+from adamtune.cli import completing
 from adamtune.cli.app import app, run
 from adamtune.rundir import RunDir
+from adamtune.spec import Spec
 
 TASKS = Path(__file__).parent / "tasks_for_tests.py"
 COMMANDS = [(command.callback.__name__).replace("_", "-") for command in app.registered_commands if command.callback]
@@ -169,6 +172,10 @@ def test_the_module_is_the_command_line(tmp_path: Path) -> None:
         ("adamtune do", ["doctor"]),
         ("adamtune init --kind ", ["pytorch", "transformers", "lightning"]),
         ("adamtune recipes s", ["show"]),
+        ("adamtune recipes show fi", ["fine-tune"]),
+        ("adamtune export runs/x --format t", ["timm", "torchtune"]),
+        ("adamtune sweep --engine ", ["auto", "sequential", "population", "workers", "ray"]),
+        ("adamtune lr-find --engine p", ["population"]),
         ("adamtune doctor --ta", ["--task", "--task-arg"]),
     ],
 )
@@ -184,6 +191,11 @@ def test_shell_completion_answers_and_says_nothing_else(typed: str, offered: lis
         check=False,
     )
     assert (completed.returncode, completed.stdout.split(), completed.stderr) == (0, offered, "")
+
+
+def test_the_words_that_are_completed_are_all_there_are() -> None:
+    assert list(completing.FORMATS) == list(export.FORMATS)
+    assert get_args(get_type_hints(Spec)["engine"]) == completing.ENGINES
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
@@ -390,7 +402,7 @@ def test_whatever_else_ends_a_command_is_told_in_one_line(
     def broken(folder: Path) -> None:
         raise error
 
-    monkeypatch.setattr("adamtune.rundir.finished_runs", broken)
+    monkeypatch.setattr("adamtune.rundir.runs_in", broken)
     assert cli("show") == Said(code, "", f"adamtune: {told}\n")
 
 
@@ -448,7 +460,7 @@ def test_sweep_prints_the_json_it_wrote_and_show_prints_it_again(
     run_dir = Path("runs/spec-1")
     assert said.json == json.loads((run_dir / "result.json").read_text())
     assert cli("show", run_dir, "--json").json == said.json
-    assert cli("show", "--json").json == {str(run_dir): said.json}
+    assert cli("show", "--json").json == {"version": 1, "runs": {str(run_dir): said.json}, "unfinished": []}
     assert pd.read_csv(run_dir / "trials.csv")["seed"].min() == 5 * 30_000
     assert "seed: 5\n" in (run_dir / "spec.yaml").read_text()
 
@@ -462,7 +474,7 @@ def test_sweep_and_show_tell_people_the_answer(cli: Cli, spec: Callable[..., Pat
         assert f"\n{start}" in said.out
     for told in ("run directory: here", "stages: eps, then default against recommended; at most ", "eps: Should small"):
         assert told in said.err
-    assert cli("show").out.startswith("no finished runs in runs/; start one with: adamtune sweep ")
+    assert cli("show").out.startswith("no runs in runs/; adamtune init writes a task and a spec to start from, ")
 
 
 @pytest.mark.parametrize("folder", ["[red]x", "a[/b]"])
@@ -476,7 +488,7 @@ def test_a_run_directory_with_brackets_is_told_as_it_is(cli: Cli, spec: Callable
 def test_show_lists_the_runs_of_the_working_directory(cli: Cli, finished: Path, tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "mine").symlink_to(finished)
-    (tmp_path / "runs" / "unfinished").mkdir()
+    (tmp_path / "runs" / "no run").mkdir()
     (tmp_path / "runs" / "README.md").touch()
     assert cli("show").err == ""
     (tmp_path / "runs" / "broken").mkdir()
@@ -485,6 +497,34 @@ def test_show_lists_the_runs_of_the_working_directory(cli: Cli, finished: Path, 
     assert said.code == 0
     assert said.err.startswith("adamtune: left out: runs/broken/result.json cannot be read as a result")
     assert [line.split()[0] for line in said.out.splitlines()] == ["run", "runs/mine"]
+    (tmp_path / "runs" / "broken" / "result.json").unlink()
+    for name in ("spec.yaml", "environment.json"):  # what a sweep writes first
+        (tmp_path / "runs" / "broken" / name).touch()
+    shutil.copytree(tmp_path / "runs", tmp_path / "elsewhere", symlinks=True)
+    for folder, said in (("runs", cli("show")), ("elsewhere", cli("show", "elsewhere"))):
+        assert [line.split()[0] for line in said.out.splitlines()[:2]] == ["run", f"{folder}/mine"]
+        assert said.out.splitlines()[2] == f"not finished: {folder}/broken"
+        assert "adamtune sweep RUN/spec.yaml --run-dir RUN goes on with it" in said.out
+    listed = cli("show", "elsewhere", "--json").json
+    assert (list(listed["runs"]), listed["unfinished"]) == (["elsewhere/mine"], ["elsewhere/broken"])
+
+
+def test_the_folder_that_init_wrote_is_not_taken_for_a_run(cli: Cli, finished: Path, tmp_path: Path) -> None:
+    assert cli("init", "mine").code == 0
+    before = sorted(tmp_path.rglob("*"))
+    for command in (["show", "mine"], ["report", "mine"], ["export", "mine"], ["compare", "mine", "mine"]):
+        said = cli(*command)
+        assert (said.code, said.err) == (2, "adamtune: mine is no run directory: it has no result.json\n"), command
+    said = cli("sweep", "mine/spec.yaml", "--run-dir", "mine")
+    assert (said.code, said.out) == (2, "")
+    assert said.err == (
+        "adamtune: the run directory mine already holds other files; name a folder of the run's own with --run-dir, "
+        "such as mine/run\n"
+    )
+    assert sorted(tmp_path.rglob("*")) == before
+    shutil.copytree(finished, tmp_path / "mine" / "run")
+    assert cli("report", "mine").err.endswith("it has no result.json; did you mean mine/run?\n")
+    assert cli("show", "mine").out.splitlines()[1].split()[0] == "mine/run"
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(cli: Cli, spec: Callable[..., Path], tmp_path: Path) -> None:

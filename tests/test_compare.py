@@ -311,6 +311,7 @@ def test_what_is_neither_a_run_nor_a_recipe_is_refused(say: Compare, make_run: M
     (tmp_path / "unfinished").mkdir()
     write(tmp_path / "unfinished" / "recipe.yaml", DEFAULT)
     (tmp_path / "unfinished" / "spec.yaml").touch()
+    (tmp_path / "unfinished" / "log.txt").touch()
     (tmp_path / "spec.yaml").write_text("horizon: 3\n")
     for other, told in {
         "gone": "gone: no such file",

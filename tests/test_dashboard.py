@@ -31,6 +31,7 @@ def run(tmp_path: Path) -> Path:
     run = tmp_path / "mine"
     run.mkdir()
     (run / rundir.SPEC).write_text("task: {ref: 'my_task.py:task'}\nhorizon: 300\nstorage: null\n")
+    (run / rundir.ENVIRONMENT).write_text("{}")
     storage = JournalStorage(JournalFileBackend(str(run / rundir.JOURNAL)))
     study = optuna.create_study(storage=storage, study_name="mine/lr")
     study.tell(study.ask(), 0.5)

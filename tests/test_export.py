@@ -306,6 +306,7 @@ def test_a_recipe_is_taken_from_a_run_directory_or_a_file(tmp_path: Path) -> Non
     with pytest.raises(RunDirError, match="is no run directory"):
         recipe_of(tmp_path / "run")
     (tmp_path / "run" / "spec.yaml").touch()
+    (tmp_path / "run" / "log.txt").touch()
     with pytest.raises(RunDirError, match="has not finished"):
         recipe_of(tmp_path / "run")
 

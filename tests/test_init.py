@@ -89,6 +89,20 @@ def test_without_a_terminal_the_defaults_are_taken(elsewhere: Path, capfd: Captu
     assert 'name="pytorch"' in (elsewhere / "task.py").read_text()
 
 
+def test_what_was_written_is_told_as_json_and_nothing_is_asked(
+    elsewhere: Path, capfd: Capture, on_a_terminal: Callable[..., tuple[int, str]]
+) -> None:
+    assert run(["init", "new", "--kind", "lightning", "--json"]) == 0
+    told = json.loads(capfd.readouterr().out)
+    assert list(told) == ["version", "kind", "horizon", "written", "commands"]
+    assert (told["version"], told["kind"], told["horizon"]) == (1, "lightning", 100)
+    assert told["written"] == ["new/task.py", "new/spec.yaml"]
+    assert told["commands"][2] == "adamtune sweep new/spec.yaml --run-dir new/run"
+    assert all(Path(path).exists() for path in told["written"])
+    code, shown = on_a_terminal("", "--json")
+    assert (code, json.loads(shown)["kind"]) == (0, "pytorch")
+
+
 def test_the_horizon_given_is_that_of_spec_and_commands(elsewhere: Path, capfd: Capture) -> None:
     assert run(["init", "--horizon", "2500", "--kind", "transformers"]) == 0
     assert "lr-find task.py:task --horizon 2500\n" in capfd.readouterr().out

@@ -173,7 +173,7 @@ def loads_from_elsewhere(page: str) -> list[str]:
 
 def test_the_answer_stands_before_the_stages(page_of: Callable[[], str]) -> None:
     text = text_of(page_of())
-    answer = text[text.index("Recommended") : text.index("A knob changes only")]
+    answer = text[text.index("Change lr from 0.001 to 0.0123.") : text.index("A knob changes where")]
     for told in (
         r"Recommended\s+loss 0\.07\s+\[0\.06, 0\.08\] over 2 fresh seeds",
         r"Default\s+loss 0\.28\s+\[0\.27, 0\.29\] over 2 fresh seeds",
@@ -184,6 +184,22 @@ def test_the_answer_stands_before_the_stages(page_of: Callable[[], str]) -> None
     ):
         assert re.search(told, answer), told
     assert re.search(r"lr\s+0\.001\s+0\.0123", answer)
+    assert "To loss" not in text
+
+
+def test_the_time_to_a_target_belongs_to_the_answer(page_of: Callable[[], str], result: dict[str, Any]) -> None:
+    result["objective"] |= {"name": "accuracy", "direction": "maximize", "time_to": 0.9}
+    result["default"]["median_steps_to"] = None
+    result["recommended"]["median_steps_to"] = 1800
+    text = text_of(page_of())
+    assert "To accuracy 0.9: never by default, 1,800 steps recommended." in text
+    assert "is above zero by evidence" in text
+
+
+def test_the_rows_of_what_was_changed_stand_out(page_of: Callable[[], str]) -> None:
+    page = page_of()
+    assert re.findall(r'<tr class="marked"><td>([^<]*)</td><td>([^<]*)</td>', page) == [("lr", "changed")]
+    assert ".marked td {" in page
 
 
 def test_every_stage_tells_question_verdict_and_reason(page_of: Callable[[], str]) -> None:
@@ -382,7 +398,7 @@ def test_no_score_at_all(page_of: Callable[[], str], result: dict[str, Any]) -> 
     result["stages"][1]["details"]["responses"][0]["scores"] = [None, None, None]
     page = page_of()
     assert points(figure(page, "Mean validation loss by lr"), "60 steps") == []
-    assert "0.9, 0.99, incumbent, 0.999" in text_of(page)
+    assert "0.9; 0.99; incumbent, 0.999" in text_of(page)
 
 
 def test_an_objective_to_maximise_is_shown_in_its_own_sign(page_of: Callable[[], str], result: dict[str, Any]) -> None:

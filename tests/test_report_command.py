@@ -29,6 +29,7 @@ def make_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., P
             row.setdefault("value", row["lr"] + 0.01)
         write_run(folder, result or make_result(), tables)
         (folder / rundir.SPEC).write_text("task: {ref: 'my_task.py:task'}\nhorizon: 300\n")
+        (folder / rundir.ENVIRONMENT).write_text("{}")
         (folder / rundir.RECIPE).write_text("lr: 0.0123\n")
         return folder
 
@@ -128,6 +129,18 @@ def test_the_loss_stands_beside_adams_state(make_run: Callable[..., Path]) -> No
     assert drawn["layout"]["yaxis"]["domain"][1] < drawn["layout"]["yaxis2"]["domain"][0]
 
 
+def test_the_group_called_default_is_not_taken_for_the_recipe(make_run: Callable[..., Path]) -> None:
+    run, told = (
+        make_run("mine"),
+        "The group called default is that of the parameters which no rule of the recipe names.",
+    )
+    for group, tells in (("head", False), ("default", True)):
+        probe = (run / rundir.PROBE).read_text()
+        (run / rundir.PROBE).write_text(probe.replace(",NA,", f",{group},").replace(",head,", f",{group},"))
+        assert command(["report", "mine", "--open", "never"]) == 0
+        assert (told in text_of((run / rundir.REPORT).read_text())) == tells
+
+
 def test_an_unfinished_run_is_told_as_far_as_it_came(
     make_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,7 +150,9 @@ def test_an_unfinished_run_is_told_as_far_as_it_came(
     assert json.loads(capsys.readouterr().out)["finished"] is False
     page = (run / rundir.REPORT).read_text()
     text = " ".join(text_of(page).split())
-    assert "This run has not finished" in text
+    assert "This run has not finished: there is no recipe yet. No figure here has been confirmed" in text
+    assert "It came to 5 trials and 1,500 training steps." in text
+    assert '<a href="#reproduce">' in page
     assert "lr 1 300 0.51 changed 0.001 -> 0.5 <because>" in text
     assert "beta1 4 1,200 0.011 under way" in text
     assert "adamtune sweep mine/spec.yaml --run-dir mine" in text
@@ -179,7 +194,10 @@ def test_several_runs_stand_side_by_side(make_run: Callable[..., Path], capsys: 
     page = Path("both.html").read_text()
     text = " ".join(text_of(page).split())
     assert "0.05 [0.04, 0.06] over 2 fresh seeds" in text
-    assert "recommended, B minus A: -0.02 [-0.02, -0.02] over 2 fresh seeds" in text
+    assert (
+        "Better by evidence: other. Recommended, other minus one: -0.02 [-0.02, -0.02] over 2 of 2 shared seeds."
+        in text
+    )
     assert "beta2 kept -" in text
     assert "lr 0.001 to 0.0123 kept" in text
     assert "eps kept 1e-08 to 1e-06" in text

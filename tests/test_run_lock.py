@@ -56,7 +56,8 @@ def test_the_children_of_a_killed_sweep_do_not_hold_its_directory(tmp_path: Path
 
 
 def test_an_unfinished_run_that_was_copied_without_its_lock_is_held_too(tmp_path: Path) -> None:
-    (tmp_path / rundir.SPEC).write_text("x")
+    for name in (rundir.SPEC, rundir.ENVIRONMENT):
+        (tmp_path / name).write_text("x")
     with (
         RunDir(tmp_path).claimed(),
         pytest.raises(RunDirError, match=rf"in use by another sweep, process {os.getpid()} on "),

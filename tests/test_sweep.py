@@ -379,9 +379,16 @@ def test_a_run_directory_in_use_is_refused_and_left_as_it_is(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("there", "told"),
     [
-        ({"spec.yaml": "a: 1", "result.json": "{}"}, "already holds a finished run"),
-        ({"spec.yaml": "a: 1"}, r"an unfinished run of another spec \(.*\)"),
-        ({"thesis.tex": "..."}, "already holds other files"),
+        (
+            {"spec.yaml": "a: 1", "result.json": "{}"},
+            "already holds a finished run; name another with --run-dir, or delete it",
+        ),
+        (
+            {"spec.yaml": "a: 1", "environment.json": "{}"},
+            r"an unfinished run of another spec \(.*\); name another with --run-dir, or delete it",
+        ),
+        ({"spec.yaml": "a: 1"}, "already holds other files; name a folder of the run's own with --run-dir, such as "),
+        ({"thesis.tex": "..."}, "already holds other files; name a folder of the run's own with --run-dir, such as "),
     ],
 )
 def test_a_run_directory_that_holds_anything_is_refused_and_left_as_it_is(
@@ -390,9 +397,9 @@ def test_a_run_directory_that_holds_anything_is_refused_and_left_as_it_is(
     for name, text in there.items():
         (tmp_path / name).write_text(text)
     before = contents(tmp_path)
-    with pytest.raises(RunDirError, match=f"{told}; name another with --run-dir, or delete it"):
+    with pytest.raises(RunDirError, match=told):
         sweep(spec(), tmp_path)
-    assert contents(tmp_path) == before | ({".lock": b""} if list(there) == ["spec.yaml"] else {})
+    assert contents(tmp_path) == before | ({".lock": b""} if "environment.json" in there else {})
 
 
 def test_a_finished_run_is_not_overwritten(whole: Run) -> None:
@@ -421,7 +428,12 @@ def test_an_empty_folder_is_taken_and_the_lock_of_a_dead_process_is_no_obstacle(
     [
         (None, "does not exist"),
         ({}, "is no run directory: it has no result.json"),
-        ({"spec.yaml": ""}, r"has not finished: it has no result.json yet; .*log\.txt tells how far it came"),
+        ({"spec.yaml": ""}, "is no run directory: it has no result.json"),
+        (
+            {"spec.yaml": "", "environment.json": "{}"},
+            r"has not finished: it has no result.json yet; adamtune report (\S+run) shows how far it came, "
+            r"adamtune sweep \1/spec.yaml --run-dir \1 goes on with it",
+        ),
         ({"result.json": "{"}, "cannot be read as a result"),
         ({"result.json": "[]"}, "cannot be read as a result"),
         ({"result.json": "{}"}, "it holds no sweep result"),

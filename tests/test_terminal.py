@@ -147,3 +147,48 @@ def test_a_worker_tells_its_end_as_json_and_is_quiet(folder: Path, tmp_path: Pat
         assert told["ended"] == "shared has ended"
         _, said = sweeping.communicate(timeout=60)
         assert (sweeping.returncode, said) == (0, "")
+
+
+LOUD = f"""
+import os, sys
+
+sys.path.append({str(TASKS.parent)!r})
+from tasks_for_tests import separable
+
+from adamtune import Task
+
+print("imported")
+
+
+def task() -> Task:
+    print("called")
+    quiet = separable()
+
+    def loss(model, batch):
+        print("at a step")
+        os.write(1, b"by a C library\\n")
+        return quiet.loss(model, batch)
+
+    return Task("loud", quiet.make_model, quiet.train_batches, loss, quiet.val_batches)
+"""
+
+
+def test_what_a_task_prints_is_no_part_of_the_result(tmp_path: Path) -> None:
+    (tmp_path / "loud.py").write_text(LOUD)
+    (tmp_path / "spec.yaml").write_text(
+        "task: {ref: 'loud.py:task'}\nhorizon: 20\nbudget: {trials: 60}\nseeds: 2\nstages: [eps]\n"
+    )
+    for command in (
+        ["doctor", "--task", "loud.py:task"],
+        ["lr-find", "loud.py:task", "--horizon", "20"],
+        ["sweep", "spec.yaml", "--dry-run"],
+        ["sweep", "spec.yaml", "--run-dir", "one", "--engine", "auto"],
+    ):
+        done = piped(*command, "--json", cwd=tmp_path)
+        assert json.loads(done.stdout)["version"] == 1, command
+        assert "imported\ncalled\n" in done.stderr
+        assert "by a C library" in done.stderr
+    shown = piped("sweep", "spec.yaml", "--run-dir", "two", cwd=tmp_path)
+    assert "recommended: " in shown.stdout
+    assert "at a step" not in shown.stdout
+    assert "at a step" in shown.stderr

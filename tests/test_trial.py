@@ -658,6 +658,7 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
         {"metrics": {"bad": lambda model, x: model(x)}},
         "its metric 'bad' of .* is a tensor of shape .* return the mean",
     ),
+    "a metric is no tensor": ({"metrics": {"bad": lambda model, x: "good"}}, "raised .*convert"),
     "out of memory": (
         {"loss": lambda model, x: (_ for _ in ()).throw(torch.OutOfMemoryError("full"))},
         "OutOfMemoryError: full .*; use a smaller batch with `accumulate`",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from itertools import chain
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from adamtune.cli import imports
+from adamtune.cli.alone import result_alone
 from adamtune.cli.lr_find import parse_task_args
 from adamtune.errors import ExitCode, InputError, TaskError
 
@@ -51,12 +53,14 @@ def doctor(
     if task is not None:
         place = pick_device(device)
         try:
-            loaded = load_task(task, arguments)
+            with result_alone():
+                loaded = load_task(task, arguments)
             checks = chain([Line("task", Status.OK, f"{task} builds '{loaded.name}'")], check_task(loaded, place))
         except TaskError as problem:
             checks = [problem_line("task", problem)]
-    printed = (lambda lines: list(lines)) if json else print_lines
-    environment, checked = printed(check_environment()), printed(checks)
+    printed = list if json else print_lines
+    with result_alone() if json else nullcontext():  # else each line is printed as it comes
+        environment, checked = printed(check_environment()), printed(checks)
     fine = all(line.status is not Status.PROBLEM for line in (*environment, *checked))
     if json:
         parts = {"environment": [line.to_dict() for line in environment], "task": [line.to_dict() for line in checked]}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from adamtune.cli.completing import FORMATS, one_of
 from adamtune.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ def export(
         str,
         typer.Option(
             help="Whose words: python (needs torch only), yaml, hf (transformers), accelerate, deepspeed, lightning, "
-            "timm, torchtune, axolotl, hydra, megatron or nanogpt."
+            "timm, torchtune, axolotl, hydra, megatron or nanogpt.",
+            autocompletion=one_of(FORMATS),
         ),
     ] = "python",
     to: Annotated[Path | None, typer.Option(help="The file to write; without it, print.")] = None,

@@ -31,6 +31,9 @@ def init(
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing, take the defaults.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print what was written and is to be run, as JSON; asks nothing.")
+    ] = False,
 ) -> int:
     """Write a task file and a spec to put your own model into.
 
@@ -39,23 +42,31 @@ def init(
 
     Example: adamtune init my_model --kind pytorch
     """
-    asking = not yes and sys.stdin is not None and sys.stdin.isatty()
+    asking = not yes and not json and sys.stdin is not None and sys.stdin.isatty()
     if kind is None:
         kind = _ask(f"What is the model ({', '.join(Kind)})?", Kind.PYTORCH, _kind) if asking else Kind.PYTORCH
     if horizon is None:
         usual = usual_horizon(kind)
         horizon = _ask("For a run of how many optimizer steps?", usual, _horizon) if asking else usual
     written = write_starting_files(folder, kind, horizon, force)
-    for path in written:
-        typer.echo(f"wrote {path}")
     task, spec = written
-    typer.echo("put your model and data where it says YOURS; it runs as it is, too:\n")
-    for words in (
+    commands = (
         ["doctor", "--task", f"{task}:task"],
         ["lr-find", f"{task}:task", "--horizon", str(horizon)],
         ["sweep", str(spec), "--run-dir", str(folder / "run")],
-    ):
-        typer.echo(f"  {shlex.join(['adamtune', *words])}")
+    )
+    next_ones = [shlex.join(["adamtune", *words]) for words in commands]
+    if json:
+        from adamtune.report import terminal
+
+        told = {"kind": str(kind), "horizon": horizon, "written": list(map(str, written)), "commands": next_ones}
+        terminal.print_json({"version": 1, **told})
+        return ExitCode.DONE
+    for path in written:
+        typer.echo(f"wrote {path}")
+    typer.echo("put your model and data where it says YOURS; it runs as it is, too:\n")
+    for command in next_ones:
+        typer.echo(f"  {command}")
     return ExitCode.DONE
 
 

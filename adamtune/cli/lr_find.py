@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from adamtune.cli import imports
+from adamtune.cli.alone import result_alone
+from adamtune.cli.completing import ENGINES, one_of
 from adamtune.errors import ExitCode, InputError
 
 if TYPE_CHECKING:
@@ -43,7 +45,10 @@ def lr_find(
     ] = False,
     no_refine: Annotated[bool, typer.Option("--no-refine", help="Only the range test.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    engine: Annotated[str, typer.Option(help="auto, sequential or population: who trains the trials.")] = "auto",
+    engine: Annotated[
+        str,
+        typer.Option(help="auto, sequential or population: who trains the trials.", autocompletion=one_of(ENGINES[:3])),
+    ] = "auto",
     memory: Annotated[float, typer.Option(help="Share of the free memory that trials side by side may take.")] = 0.6,
     plot: Annotated[Path | None, typer.Option(help="Also write the curve as an HTML page here.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -69,8 +74,9 @@ def lr_find(
         from adamtune.task import load_task
 
     base = load_recipe(recipe) if recipe else None
-    loaded = load_task(task, arguments)
-    with steps_progress(quiet=json or quiet) as on_steps:
+    with result_alone():
+        loaded = load_task(task, arguments)
+    with result_alone(), steps_progress(quiet=json or quiet) as on_steps:
         result = find(
             loaded,
             steps=steps,

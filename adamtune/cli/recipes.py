@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from adamtune.cli.completing import recipe_names
 from adamtune.cli.help_text import help_of
 from adamtune.errors import ExitCode
 
@@ -36,7 +37,10 @@ def recipes(
 
 
 def show(
-    name: Annotated[str, typer.Argument(help="One of `adamtune recipes`.", show_default=False)],
+    name: Annotated[
+        str,
+        typer.Argument(help="One of `adamtune recipes`.", show_default=False, autocompletion=recipe_names),
+    ],
     json: Annotated[bool, typer.Option("--json", help="Print the recipe as JSON.")] = False,
 ) -> int:
     """Print a recipe, with where each value comes from.

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from adamtune.cli import imports
+from adamtune.cli.alone import result_alone
+from adamtune.cli.completing import ENGINES, one_of
 from adamtune.cli.interrupts import after_the_rung
 from adamtune.errors import ExitCode, StorageError, UnwritableError
 from adamtune.passwords import without_passwords
@@ -24,7 +26,9 @@ def sweep(
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Instead of the spec's seed.")] = None,
-    engine: Annotated[str | None, typer.Option(help="Instead of the spec's engine.")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="Instead of the spec's engine.", autocompletion=one_of(ENGINES))
+    ] = None,
     storage: Annotated[str | None, typer.Option(help="Instead of the spec's storage: an Optuna URL.")] = None,
     workers: Annotated[
         str | None, typer.Option(help="Instead of the spec's workers: processes to train in here, or auto.")
@@ -60,7 +64,8 @@ def sweep(
         from adamtune.sweeps import sweep as run_sweep
 
     if dry_run:
-        plan = plan_of(loaded)
+        with result_alone():
+            plan = plan_of(loaded)
         if json:
             terminal.print_json(terminal.plan_dict(plan))
         else:
@@ -68,7 +73,11 @@ def sweep(
         return ExitCode.DONE
     target = run_dir or next_run_dir(spec.stem)
     try:
-        with sweep_progress(loaded, target, quiet=json or quiet) as told, after_the_rung(told.on_note) as stop:
+        with (
+            result_alone(),
+            sweep_progress(loaded, target, quiet=json or quiet) as told,
+            after_the_rung(told.on_note) as stop,
+        ):
             result = run_sweep(loaded, target, told, learn_from or (), stop)
     except KeyboardInterrupt:
         kept = f"what has been measured is in {target}; {_again(spec, target, again)} goes on from there"

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from adamtune.cli import imports
+from adamtune.cli.alone import result_alone
 from adamtune.errors import ExitCode
 
 
@@ -58,11 +59,12 @@ def worker(
 
     def tell(note: str) -> None:
         if not json and not quiet:
-            typer.echo(note)
+            typer.echo(note, err=True)
 
-    opened = open_storage(storage, Path(), tell)
-    serving = Worker(opened, study, task_loader(task), pick_device(device), idle, tell, checkpoints)
-    ended = serving.serve()
+    with result_alone():
+        opened = open_storage(storage, Path(), tell)
+        serving = Worker(opened, study, task_loader(task), pick_device(device), idle, tell, checkpoints)
+        ended = serving.serve()
     if json:
         terminal.print_json({"version": 1, "worker": serving.name, "study": study, "ended": ended})
     else:

@@ -19,7 +19,7 @@ from adamtune.report.reproduce import file_text, reproduce_section
 from adamtune.report.stage_section import stage_section
 from adamtune.report.trials_section import trials_section
 from adamtune.report.unfinished import is_unfinished, unfinished_html
-from adamtune.report.wording import number, with_bounds, with_interval
+from adamtune.report.wording import number, steps_to, with_bounds, with_interval
 from adamtune.run_tables import all_rows, final_rows
 
 Result = Mapping[str, Any]
@@ -53,6 +53,7 @@ def _answer(result: Result) -> str:
     horizons = result["steps_used"] / result["horizon"] if result["horizon"] > 0 else 0.0
     gain, told = _gain(result)
     parts = [
+        paragraph(_in_short(result["changed"]), "answer"),
         cards(
             [
                 ("Recommended", *_measured(name, recommended)),
@@ -66,10 +67,12 @@ def _answer(result: Result) -> str:
             ]
         ),
         paragraph(
-            f"After {result['horizon']:,} steps, on fresh seeds that no stage has seen; {better} is better, intervals "
-            "are 95%."
+            f"After {result['horizon']:,} steps, on fresh seeds that no stage has seen; {better} is better. The 95% "
+            "interval of a recipe is for the mean over ten seeds of your own."
         ),
     ]
+    if result["objective"].get("time_to") is not None:
+        parts.append(paragraph(_time_to(result)))
     measured = {role: result[role] for role in ("recommended", "default")}
     if any(each is not None for of in measured.values() for each in of["values"]):
         rows = [[role, *map(number, of["values"])] for role, of in measured.items()]
@@ -78,6 +81,22 @@ def _answer(result: Result) -> str:
         caption = "Where the last comparison ended: a dot for each fresh seed, and the mean with its interval."
         parts.append(picture(ends_figure(name, measured), caption, data))
     return "\n".join(parts)
+
+
+def _in_short(changed: Mapping[str, Mapping[str, Any]]) -> str:
+    """The recipe as what differs from the default."""
+    if not changed:
+        return "Keep the default recipe: nothing did better by evidence."
+    pairs = (
+        f"{knob} from {number(pair['default'])} to {number(pair['recommended'])}" for knob, pair in changed.items()
+    )
+    return f"Change {'; '.join(pairs)}."
+
+
+def _time_to(result: Result) -> str:
+    default, recommended = (steps_to(result[role]) for role in ("default", "recommended"))
+    objective = result["objective"]
+    return f"To {objective['name']} {number(objective['time_to'])}: {default} by default, {recommended} recommended."
 
 
 def _measured(objective: str, measured: Mapping[str, Any]) -> tuple[str, str]:
@@ -100,7 +119,7 @@ def _gain(result: Result) -> tuple[str, str]:
     if not result["changed"]:
         much = "none"
     elif difference and _spans_zero(difference["ci95"]):
-        much = "not told from none"
+        much = "within noise"
     elif ratio is not None:
         much = f"{100 * abs(1 - ratio):.0f}% {'lower' if ratio < 1 else 'higher'}"
     elif difference and difference["mean"] is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -88,10 +88,14 @@ def picture(drawn: go.Figure, caption: str, data: str = "") -> str:
     )
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], name: str = "") -> str:
-    """A table of texts, as HTML; it scrolls within its own width. `name` is what a screen reader calls it."""
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], name: str = "", marked: Collection[int] = ()) -> str:
+    """A table of texts, as HTML; it scrolls within its own width. `name` is what a screen reader calls it.
+
+    The rows `marked`, by their place, stand out.
+    """
     top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
-    body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
+    opens = {True: '<tr class="marked">', False: "<tr>"}
+    body = "".join(opens[place in marked] + "".join(map(_cell, row)) + "</tr>" for place, row in enumerate(rows))
     called = escape(name or f"Table: {', '.join(filter(None, head))}")
     return (
         f'<div class="scroll" role="group" tabindex="0" aria-label="{called}">'

@@ -46,7 +46,7 @@ nav { border: 1px solid var(--line); border-radius: .5rem; padding: .3rem 1rem; 
 .scroll { overflow-x: auto; max-width: 100%; }
 table { border-collapse: collapse; font-size: .93rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .3rem 1rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-td { white-space: nowrap; } td.long { white-space: normal; min-width: 15rem; overflow-wrap: anywhere; }
+td { white-space: nowrap; } td.long { white-space: normal; min-width: min(22rem, 80vw); overflow-wrap: anywhere; }
 th { color: var(--soft); font-weight: 600; white-space: nowrap; }
 pre { overflow-x: auto; background: var(--box); border: 1px solid var(--line); padding: .8rem; border-radius: .4rem;
   font-size: .85rem; line-height: 1.45; }
@@ -58,7 +58,8 @@ details > .scroll { max-height: 24rem; overflow-y: auto; }
 dt { color: var(--soft); font-size: .9rem; }
 dd { margin: 0; font-size: 1.25rem; font-weight: 600; }
 dd small { display: block; font-weight: 400; font-size: .88rem; color: var(--soft); }
-.changed { color: var(--good); font-weight: 600; }
+.answer { font-size: 1.2rem; font-weight: 600; }
+.marked td { color: var(--good); font-weight: 600; }
 @media print { nav, .skip { display: none; } body { max-width: none; } }
 """
 

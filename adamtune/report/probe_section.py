@@ -37,6 +37,8 @@ def probe_section(run: Path, trials: pd.DataFrame, objective: str, of: str) -> S
     if not any(pictures):
         return None
     told = f"Percentiles of Adam's state by param group, beside the loss: {of} on seed {last['seed']}."
+    if "default" in set(probe["group"]):
+        told += " The group called default is that of the parameters which no rule of the recipe names."
     return Section("Adam's state", "\n".join([paragraph(told), *pictures]), "state")
 
 

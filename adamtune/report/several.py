@@ -13,7 +13,6 @@ from adamtune.comparison import compare
 from adamtune.report.figures import Line, lines_figure
 from adamtune.report.line_table import lines_table
 from adamtune.report.page import Section, page, paragraph, picture, table
-from adamtune.report.terminal import difference_told
 from adamtune.report.wording import number, with_bounds, with_interval
 from adamtune.run_tables import final_rows, recommended_trials
 
@@ -31,7 +30,7 @@ def several_html(runs: Sequence[Path]) -> str:
         Section("What each changed", _changes(results), "changes"),
         _curves(runs, results),
     ]
-    lead = _measured(results) + (_paired(runs) if len(runs) == 2 else "")
+    lead = (_paired(runs, list(results)) if len(runs) == 2 else "") + _measured(results)
     return page(f"adamtune: {len(runs)} runs", lead, [section for section in sections if section])
 
 
@@ -61,16 +60,19 @@ def _figures(result: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _paired(runs: Sequence[Path]) -> str:
+def _paired(runs: Sequence[Path], names: Sequence[str]) -> str:
     """The recommended recipes of two runs on the seeds they share."""
     compared = compare(*runs).runs
     if compared is None:
         return ""
     if compared.paired is None:
         return paragraph(f"Not paired: {compared.unpaired}.")
-    return "".join(paragraph(line) for line in difference_told(compared.paired).splitlines()) + paragraph(
-        f"A is {runs[0]}, B is {runs[1]}."
-    )
+    (one, other), paired = names, compared.paired
+    better = {"a": one, "b": other}.get(paired.better or "", "neither")
+    bounds = with_bounds({"mean": paired.difference.mean, "ci95": (paired.difference.low, paired.difference.high)})
+    over = f"{paired.difference.count} of {len(paired.seeds)} shared seeds"
+    told = f"Recommended, {other} minus {one}: {bounds} over {over}."
+    return paragraph(f"Better by evidence: {better}.", "answer") + paragraph(told)
 
 
 def _verdicts(results: Results) -> str:

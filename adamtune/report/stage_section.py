@@ -20,8 +20,12 @@ def stage_section(stages: Sequence[Mapping[str, Any]], objective: Mapping[str, s
         return None
     asked = [stage for stage in stages if stage["verdict"] != "unasked"]
     named = [(f"stage-{place}", _heading(stage)) for place, stage in enumerate(asked, start=1)]
+    side = "below" if objective["direction"] == "minimize" else "above"
     parts = [
-        paragraph("A knob changes only where the interval of the paired difference excludes zero."),
+        paragraph(
+            f"A knob changes where the paired difference, challenger minus incumbent, is {side} zero by evidence; the "
+            "precision where it is not worse, and faster."
+        ),
         _overview(stages),
     ]
     for (name, title), stage in zip(named, asked, strict=True):
@@ -48,7 +52,8 @@ def _overview(stages: Sequence[Mapping[str, Any]]) -> str:
             [stage["stage"], stage["verdict"], number(stage["before"]), number(stage["after"]), difference, seeds]
         )
     head = ["stage", "verdict", "before", "after", "paired difference, 95%", "seeds"]
-    return table(head, rows, "Every stage's verdict")
+    changed = [place for place, stage in enumerate(stages) if stage["verdict"] == "changed"]
+    return table(head, rows, "Every stage's verdict", changed)
 
 
 def _stage(stage: Mapping[str, Any], objective: Mapping[str, str]) -> str:
@@ -159,7 +164,7 @@ def _as_measured(scores: Sequence[float | None], objective: Mapping[str, str]) -
 
 
 def _without_score(missing: Sequence[str]) -> str:
-    return f" No point, because pruned or diverged: {', '.join(missing)}." if missing else ""
+    return f" No point, because pruned or diverged: {'; '.join(missing)}." if missing else ""
 
 
 def _evidence(evidence: Mapping[str, Any], objective: Mapping[str, str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from rich.table import Table
 
 from adamtune import rundir
 from adamtune.report.console import PlainConsole
-from adamtune.report.wording import number, with_bounds, with_interval
+from adamtune.report.wording import number, steps_to, with_bounds, with_interval
 
 if TYPE_CHECKING:
     from adamtune.comparison import Comparison, Paired
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _TOLD = 13
 """Columns of the names before what is told."""
+_PIPE = 10_000
+"""Columns where nobody looks: a row of a table is a line, however long."""
 
 
 def _out() -> PlainConsole:
@@ -79,8 +81,13 @@ def _duration(seconds: float) -> str:
 
 
 def print_result(result: Mapping[str, Any], run_dir: Path) -> None:
-    """The answer first, then every verdict. `result` is a run's result.json."""
+    """Every verdict, findings, and last the answer, where the eye is when the command returns.
+
+    `result` is a run's result.json.
+    """
     out = _out()
+    if not out.is_terminal:
+        out.width = _PIPE
     verdicts = Table("knob", "verdict", "default", "recommended", "why", box=None)
     for stage in result["stages"]:
         told = stage["before"] is not None or stage["after"] is not None
@@ -96,38 +103,40 @@ def print_result(result: Mapping[str, Any], run_dir: Path) -> None:
     for name in ("default", "recommended"):
         out.tell(f"{name + ':':<{_TOLD}}{objective} {with_interval(result[name])}", _TOLD)
     if "time_to" in result["objective"]:
-        first, second = (_steps_to(result[name]) for name in ("default", "recommended"))
+        first, second = (steps_to(result[name]) for name in ("default", "recommended"))
         what = f"time to {number(result['objective']['time_to'])}:"
         out.tell(f"{what:<{_TOLD}}{first} by default, {second} recommended", _TOLD)
     default, recommended = result["default"]["mean"], result["recommended"]["mean"]
-    if default and recommended:
+    if default is not None and recommended is not None and default > 0 and recommended > 0:
         out.print(f"{'ratio:':<{_TOLD}}{recommended / default:.3f}")
     out.print(f"{'cost:':<{_TOLD}}{result['steps_used']:,} training steps, {result['wall_seconds']:.0f} s")
     out.print(f"{'recipe:':<{_TOLD}}{run_dir / rundir.RECIPE}")
 
 
-def _steps_to(measured: Mapping[str, Any]) -> str:
-    """The median over the fresh seeds; null in the JSON is never."""
-    steps = measured.get("median_steps_to")
-    return "never" if steps is None else f"{steps:,.0f} steps"
-
-
-def print_runs(runs: Mapping[Path, Mapping[str, Any]]) -> None:
-    """One line a run, in a pipe however long; at a terminal long names go on below."""
-    if not runs:
-        _out().print("no finished runs in runs/; start one with: adamtune sweep configs/digits.yaml")
-        return
-    table = Table(box=None)
-    for heading in ("run", "task", "objective", "default", "recommended", "steps"):
-        table.add_column(heading, overflow="fold")  # nothing of a name is left out
-    for path, result in runs.items():
-        means = [number(result[name]["mean"]) for name in ("default", "recommended")]
-        objective, steps = result["objective"]["name"], f"{result['steps_used']:,}"
-        table.add_row(str(path), result["task"]["ref"], objective, *means, steps)
+def print_runs(folder: Path, runs: Mapping[Path, Mapping[str, Any]], unfinished: Sequence[Path]) -> None:
+    """One line a run, in a pipe however long; at a terminal long names go on below. Then those that have no result."""
     out = _out()
     if not out.is_terminal:
-        out.width = 10_000
-    out.print(table)
+        out.width = _PIPE
+    if not runs and not unfinished:
+        out.tell(
+            f"no runs in {folder}/; adamtune init writes a task and a spec to start from, adamtune sweep SPEC runs it"
+        )
+    if runs:
+        table = Table(box=None)
+        for heading in ("run", "task", "objective", "default", "recommended", "steps"):
+            table.add_column(heading, overflow="fold")  # nothing of a name is left out
+        for path, result in runs.items():
+            means = [number(result[name]["mean"]) for name in ("default", "recommended")]
+            objective, steps = result["objective"]["name"], f"{result['steps_used']:,}"
+            table.add_row(str(path), result["task"]["ref"], objective, *means, steps)
+        out.print(table)
+    for path in unfinished:
+        out.tell(f"not finished: {path}")
+    if unfinished:
+        out.tell(
+            "adamtune report RUN shows how far one came, adamtune sweep RUN/spec.yaml --run-dir RUN goes on with it"
+        )
 
 
 def print_recipes(recipes: Mapping[str, str]) -> None:

@@ -54,10 +54,13 @@ def unfinished_html(run: Path) -> str:
 
 
 def _lead(run: Path, trials: pd.DataFrame) -> str:
-    told = "This run has not finished: there is no recipe yet, and no figure here has been confirmed on fresh seeds."
+    told = "No figure here has been confirmed on fresh seeds."
     if trials.empty:
         told += f" It has no {rundir.TRIALS}, which is first written when a stage ends."
-    return paragraph(told, "answer") + paragraph("The command at the end of the page goes on with it.")
+    else:
+        told += f" It came to {len(trials):,} trials and {int(trials['steps'].sum()):,} training steps."
+    goes_on = '<p>The <a href="#reproduce">command at the end of the page</a> goes on with it.</p>'
+    return paragraph("This run has not finished: there is no recipe yet.", "answer") + paragraph(told) + goes_on
 
 
 def _stages(trials: pd.DataFrame, log: list[str], direction: str) -> Section | None:
@@ -115,4 +118,4 @@ def _log(lines: list[str]) -> Section | None:
 
 def is_unfinished(run: Path, result: Mapping[str, Any] | None) -> bool:
     """Whether there is a run, and no result of it."""
-    return result is None and (run / rundir.SPEC).exists() and not (run / rundir.RESULT).exists()
+    return result is None and rundir.is_run(run) and not (run / rundir.RESULT).exists()

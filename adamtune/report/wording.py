@@ -29,3 +29,9 @@ def with_interval(measured: Mapping[str, Any]) -> str:
     if measured["mean"] is None:
         return f"diverged on {measured['diverged']} of {measured['seeds']} fresh seeds"
     return f"{with_bounds(measured)} over {measured['seeds']} fresh seeds"
+
+
+def steps_to(measured: Mapping[str, Any]) -> str:
+    """After how many steps `time_to` was reached, the median over the fresh seeds; null in the JSON is never."""
+    steps = measured.get("median_steps_to")
+    return "never" if steps is None else f"{steps:,.0f} steps"
