@@ -189,7 +189,7 @@ def sweep(
     learned = learned_starts([Path(folder) for folder in learn_from], run_dir, told.append)
     if spec.storage is not None and not (run_dir / rundir.SPEC).exists():
         refuse_known_run(open_storage(spec.storage, Path()), run_dir.name)
-    with ExitStack() as held:
+    with storage_faults_told(spec.storage), ExitStack() as held:
         run = held.enter_context(RunDir(run_dir).claimed())
         notes = _Notes(run, progress or Progress())
         if run.resumed:

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from adamtune.engines.cores import core_count
+from adamtune.engines.endings import ending
 from adamtune.engines.forked import STOP, serve
 from adamtune.engines.width import StepTimes
 from adamtune.errors import AdamtuneError
@@ -52,6 +53,8 @@ LOST: Any = object()
 
 MAX_RETRIES = 3
 """Times that trials are trained again after their worker died; then they have failed."""
+
+_MEND = "give trials less by --memory, or train in one process by --engine sequential"
 
 _CREWS: weakref.WeakSet[Workers] = weakref.WeakSet()
 """All that this process has started."""
@@ -85,11 +88,13 @@ class Workers:
         there.close()
         return here, process
 
-    def replace(self, index: int) -> None:
-        """Put a new process in the place of one that has died; it knows nothing of the batches there."""
+    def replace(self, index: int) -> str:
+        """Put a new process, which knows of no batch, in the place of one that has died; how that one died."""
         self.ends[index].close()
         self.processes[index].join()
+        how = ending(self.processes[index].exitcode)
         self.ends[index], self.processes[index] = self._fork()
+        return how
 
     def open(
         self,
@@ -110,11 +115,8 @@ class Workers:
             found = self.ask(-1, "measure", {0: (list(requests), memory, most_seconds)})[0]
             if isinstance(found, StepTimes):
                 return found
-            self.replace(0)
-        raise WorkerLost(
-            "a worker process died each time that step times were measured, perhaps for want of memory; "
-            "give them less by --memory, or train in this process by --engine sequential"
-        )
+            how = self.replace(0)
+        raise WorkerLost(f"a worker process died each time that step times were measured: {how}; {_MEND}")
 
     def ask(
         self,
@@ -225,7 +227,7 @@ class SharedBatch:
             return self._results
         found: dict[int, TrialResult] = {}
         for share, results in zip(self._shares, self._ask("results", [()] * len(self._shares)), strict=True):
-            lost = [_lost(self._requests[place], share.deaths) for place in share.places]
+            lost = [_lost(self._requests[place], share.died()) for place in share.places]
             found |= dict(zip(share.places, results or lost, strict=True))
         self._results = [found[place] for place in range(len(self._requests))]
         return self._results
@@ -250,9 +252,9 @@ class SharedBatch:
         while True:
             if share.process is self._workers.processes[place]:  # else it was replaced for another batch
                 share.deaths += 1
-                self._workers.replace(place)
+                share.ending = self._workers.replace(place)
             if share.failed:
-                self._on_note(f"{len(share.places)} trials failed: {_died(share.deaths)}")
+                self._on_note(f"{len(share.places)} trials failed: {share.died()}")
                 return None
             if share.deaths > 1:  # perhaps they need more memory side by side than there is
                 width, *rest = share.settings
@@ -282,6 +284,12 @@ class _Share:
     process: ForkProcess | None = None
     """Who was asked."""
     deaths: int = 0
+    ending: str = ""
+    """How the last one died."""
+
+    def died(self) -> str:
+        """Why its trials have failed."""
+        return f"their worker process died {self.deaths} times, the last time {self.ending}; {_MEND}"
 
     @property
     def failed(self) -> bool:
@@ -289,13 +297,9 @@ class _Share:
         return self.deaths > MAX_RETRIES
 
 
-def _died(times: int) -> str:
-    return f"their worker process died {times} times, perhaps for want of memory (see --memory)"
-
-
-def _lost(request: TrialRequest, deaths: int) -> TrialResult:
+def _lost(request: TrialRequest, why: str) -> TrialResult:
     history = History(request)
-    history.fail(_died(deaths))
+    history.fail(why)
     return history.result()
 
 

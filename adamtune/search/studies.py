@@ -88,7 +88,8 @@ def storage_faults_told(url: str | None) -> Iterator[None]:
     except StorageInternalError as problem:
         told = without_those_of(url or "", _first_line(problem.__cause__ or problem))
         cause = None if has_password(url or "") else problem
-        raise StorageError(f"the storage {without_passwords(url or '')} failed: {told}; mend that") from cause
+        named = without_passwords(url) if url else "in the run directory"
+        raise StorageError(f"the storage {named} failed: {told}; mend that") from cause
 
 
 def _first_line(problem: BaseException) -> str:
