@@ -10,6 +10,7 @@ import typer
 
 from adamtune.cli import imports
 from adamtune.cli.lr_find import parse_task_args
+from adamtune.cli.task_output import beside
 from adamtune.errors import ExitCode, InputError, TaskError
 
 if TYPE_CHECKING:
@@ -51,12 +52,14 @@ def doctor(
     if task is not None:
         place = pick_device(device)
         try:
-            loaded = load_task(task, arguments)
+            with beside(json):
+                loaded = load_task(task, arguments)
             checks = chain([Line("task", Status.OK, f"{task} builds '{loaded.name}'")], check_task(loaded, place))
         except TaskError as problem:
             checks = [problem_line("task", problem)]
     printed = (lambda lines: list(lines)) if json else print_lines
-    environment, checked = printed(check_environment()), printed(checks)
+    with beside(json):
+        environment, checked = printed(check_environment()), printed(checks)
     fine = all(line.status is not Status.PROBLEM for line in (*environment, *checked))
     if json:
         parts = {"environment": [line.to_dict() for line in environment], "task": [line.to_dict() for line in checked]}

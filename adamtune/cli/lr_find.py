@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from adamtune.cli import imports
+from adamtune.cli.task_output import beside
 from adamtune.errors import ExitCode, InputError
 
 if TYPE_CHECKING:
@@ -69,8 +70,9 @@ def lr_find(
         from adamtune.task import load_task
 
     base = load_recipe(recipe) if recipe else None
-    loaded = load_task(task, arguments)
-    with steps_progress(quiet=json or quiet) as on_steps:
+    with beside(json):
+        loaded = load_task(task, arguments)
+    with beside(json), steps_progress(quiet=json or quiet) as on_steps:
         result = find(
             loaded,
             steps=steps,

@@ -11,6 +11,7 @@ import typer
 
 from adamtune.cli import imports
 from adamtune.cli.interrupts import after_the_rung
+from adamtune.cli.task_output import beside
 from adamtune.errors import ExitCode, StorageError, UnwritableError
 from adamtune.passwords import without_passwords
 
@@ -60,7 +61,8 @@ def sweep(
         from adamtune.sweeps import sweep as run_sweep
 
     if dry_run:
-        plan = plan_of(loaded)
+        with beside(json):
+            plan = plan_of(loaded)
         if json:
             terminal.print_json(terminal.plan_dict(plan))
         else:
@@ -68,7 +70,11 @@ def sweep(
         return ExitCode.DONE
     target = run_dir or next_run_dir(spec.stem)
     try:
-        with sweep_progress(loaded, target, quiet=json or quiet) as told, after_the_rung(told.on_note) as stop:
+        with (
+            beside(json),
+            sweep_progress(loaded, target, quiet=json or quiet) as told,
+            after_the_rung(told.on_note) as stop,
+        ):
             result = run_sweep(loaded, target, told, learn_from or (), stop)
     except KeyboardInterrupt:
         kept = f"what has been measured is in {target}; {_again(spec, target, again)} goes on from there"

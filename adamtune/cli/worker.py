@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from adamtune.cli import imports
+from adamtune.cli.task_output import beside
 from adamtune.errors import ExitCode, StorageError
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def worker(
         return open_storage(storage, Path(), tell)
 
     try:
-        with storage_faults_told(storage):
+        with beside(json), storage_faults_told(storage):
             serving = Worker(reach, study, task_loader(task), pick_device(device), idle, tell, checkpoints)
             ended = serving.serve()
     except StorageError as problem:
