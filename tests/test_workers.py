@@ -324,6 +324,36 @@ def test_after_an_interrupt_the_workers_are_in_order() -> None:
         assert_same(finish(again), alone(task(), ASKED))
 
 
+def test_a_worker_that_does_not_hear_the_interrupt_is_ended_and_its_trials_do_not_begin_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def locked(model: nn.Module, x: Tensor) -> Tensor:
+        if os.getpid() != owner and torch.initial_seed() == derive_seed(7, Stream.STEP, 30):
+            (tmp_path / "hangs").touch()
+            sum(itertools.repeat(0))  # in C, where no signal is heard
+        return loss(model, x)
+
+    def stop(steps: int) -> None:
+        if not pressed and (tmp_path / "hangs").exists():
+            pressed.append(steps)
+            raise KeyboardInterrupt
+
+    owner, pressed = os.getpid(), list[int]()
+    monkeypatch.setattr("adamtune.engines.processes.STOPPING", 2.0)
+    with closing(Workers(task(loss=locked), CPU, 2)) as workers:
+        asked = [LONG[0], replace(LONG[0], seed=7)]
+        batch = workers.open([[0], [1]], asked, 1, False, stop, lambda note: None)
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            batch.advance(100_000)
+        found = batch.results()
+        assert time.monotonic() - began < 20
+        again = workers.open([[0], [1]], [ASKED[0], ASKED[0]], 1, False, lambda steps: None, lambda note: None)
+        assert_same(finish(again)[:1], alone(task(), ASKED[:1]))
+    assert [result.outcome for result in found] == [Outcome.PRUNED, Outcome.FAILED]
+    assert "has not survived that the sweep was interrupted" in found[1].message
+
+
 class Deaf:
     """Its finaliser is interrupted; Python drops what is raised there."""
 

@@ -7,11 +7,13 @@ this process trains on one thread before it forks, and so do they.
 from __future__ import annotations
 
 import itertools
+import math
 import multiprocessing
 import os
 import signal
 import sys
 import threading
+import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -50,6 +52,9 @@ class WorkerLost(AdamtuneError):
 LOST: Any = object()
 """The answer of a worker that has died."""
 
+
+STOPPING = 10.0
+"""Seconds within which a worker must hear an interrupt; one that hangs in C code never would, and is killed."""
 
 MAX_RETRIES = 3
 """Times that trials are trained again after their worker died; then they have failed."""
@@ -135,9 +140,14 @@ class Workers:
         answers: dict[int, Any] = {}
         errors: dict[int, BaseException] = {}
 
-        def collect() -> None:
+        def collect(until: float = math.inf) -> None:
             while waiting := [index for index in asked if index not in answers and index not in errors]:
-                ready = wait([self.ends[index] for index in waiting])
+                left = None if math.isinf(until) else max(0.0, until - time.monotonic())
+                ready = wait([self.ends[index] for index in waiting], left)
+                if not ready:
+                    for index in waiting:
+                        self.processes[index].kill()
+                    until = math.inf  # the system ends them for sure
                 for index in (index for index in waiting if self.ends[index] in ready):
                     with _whole():
                         try:
@@ -168,7 +178,7 @@ class Workers:
                 process = self.processes[index]
                 if index not in answers and index not in errors and process.pid is not None and process.is_alive():
                     os.kill(process.pid, STOP)
-            collect()
+            collect(time.monotonic() + STOPPING)
             for index in asked:  # one that had just answered would raise it at the next question
                 with _whole(), suppress(OSError):
                     self.ends[index].send((ticket, number, "forget", None))
@@ -203,6 +213,7 @@ class SharedBatch:
         self._on_steps, self._on_note = on_steps, on_note
         self._shares = [_Share(list(places), settings) for places in shares]
         self._results: list[TrialResult] | None = None
+        self._interrupted = False
         self._ask("open", [self._opening(share) for share in self._shares])
 
     def advance(self, to_step: int, evaluate: bool = True) -> list[RungReport | None]:
@@ -241,10 +252,15 @@ class SharedBatch:
                 if share.process is None or share.process is self._workers.processes[place]:
                     share.process = self._workers.processes[place]
                     asked[place] = arguments[place]
-        answers = self._workers.ask(self._number, what, asked, self._on_steps, self._on_note)
+        try:
+            answers = self._workers.ask(self._number, what, asked, self._on_steps, self._on_note)
+        except KeyboardInterrupt:
+            self._interrupted = True
+            raise
         for place, share in enumerate(self._shares):
             if not share.failed and answers.get(place, LOST) is LOST:
-                answers[place] = self._again(place, share)
+                share.given_up = self._interrupted
+                answers[place] = None if share.given_up else self._again(place, share)
         return [answers.get(place) for place in range(len(self._shares))]
 
     def _again(self, place: int, share: _Share) -> Any:
@@ -287,14 +303,19 @@ class _Share:
     ending: str = ""
     """How the last one died."""
 
+    given_up: bool = False
+    """Whether there is to be no other after the last one."""
+
     def died(self) -> str:
         """Why its trials have failed."""
+        if self.given_up:
+            return "their worker process has not survived that the sweep was interrupted"
         return f"their worker process died {self.deaths} times, the last time {self.ending}; {_MEND}"
 
     @property
     def failed(self) -> bool:
         """Whether its workers died too often to try again."""
-        return self.deaths > MAX_RETRIES
+        return self.given_up or self.deaths > MAX_RETRIES
 
 
 def _lost(request: TrialRequest, why: str) -> TrialResult:
