@@ -52,6 +52,8 @@ _WRITTEN_WHOLE = (SPEC, ENVIRONMENT, ENGINE, TRIALS, CURVES, PROBE, RECIPE, RESU
 _BEGUN = {_LOCK, ENVIRONMENT, LOG, JOURNAL, FINISHED, TRIALS, CHECKPOINTS}
 """One of them stands beside the spec of every run: a folder with a `spec.yaml` alone is its writer's, as of `init`."""
 
+_FILES = (*_WRITTEN_WHOLE, JOURNAL, WORK, WORKERS_LOG, LOG, FINISHED)
+
 _NOT_BEGUN = {_LOCK, ENVIRONMENT}
 """What a sweep may leave that ended before it had written its spec."""
 
@@ -83,6 +85,8 @@ class RunDir:
         try:
             if not there:
                 self.path.mkdir(parents=True, exist_ok=True)
+            if self.file(_LOCK).is_symlink():
+                raise self._link(_LOCK)
             lock = FileLock(self.path / _LOCK, timeout=0)
             if not there or _LOCK in there or (begun and RESULT not in there):
                 lock.acquire()
@@ -94,7 +98,8 @@ class RunDir:
         except OSError as problem:
             if problem.errno in FULL:
                 raise unwritable(self.path, problem) from problem
-            raise RunDirError(f"the run directory {self.path} cannot be made: {problem.strerror}") from problem
+            done = "written" if self.path.exists() else "made"
+            raise RunDirError(f"the run directory {self.path} cannot be {done}: {problem.strerror}") from problem
         try:
             if not lock.is_locked or RESULT in there or (there - _NOT_BEGUN and not begun):
                 what = "a finished run; name another with --run-dir, or delete it"
@@ -118,6 +123,12 @@ class RunDir:
         except OSError:  # it has just begun, or is of an older version
             return ""
 
+    def _link(self, name: str) -> RunDirError:
+        return RunDirError(
+            f"the run directory {self.path} holds a link, {plain(name)}, which could lead outside; put a copy in its "
+            "place, or name another with --run-dir"
+        )
+
     def _tidy(self) -> None:
         """Refuse links, through which a write would land elsewhere; drop what a killed process was about to write."""
         half_written = re.compile(rf"\.({'|'.join(map(re.escape, _WRITTEN_WHOLE))})\.\w{{8}}")  # as mkstemp names them
@@ -125,12 +136,16 @@ class RunDir:
             if entry.name in (f"{JOURNAL}.lock", _HOLDER) or half_written.fullmatch(entry.name):
                 entry.unlink()  # Optuna's lock is a link: only we write to this journal, and we have only begun
             elif entry.is_symlink() and not entry.name.startswith("."):
+                raise self._link(entry.name)
+            elif (entry.name == CHECKPOINTS and not entry.is_dir()) or (entry.name in _FILES and not entry.is_file()):
+                kind = "folder" if entry.name == CHECKPOINTS else "plain file"
                 raise RunDirError(
-                    f"the run directory {self.path} holds a link, {plain(entry.name)}, which could lead outside; put a "
-                    "copy in its place, or name another with --run-dir"
+                    f"{entry} is no {kind}, so the run cannot be gone on with; delete it, or name another run "
+                    "directory with --run-dir"
                 )
         for entry in self.file(CHECKPOINTS).glob(".*"):
-            entry.unlink()
+            if not entry.is_dir():  # which none of ours is
+                entry.unlink()
         log = self.file(LOG)
         if log.exists():
             mend_tail(log)

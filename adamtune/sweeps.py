@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import platform
 import shutil
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +21,10 @@ from adamtune.diagnosis import Told, counted
 from adamtune.diagnosis.trials import observed
 from adamtune.engines import Engine, FinishedTrials, make_engine, make_ray, make_workers, pick_device
 from adamtune.engines.width import time_alone
+from adamtune.environment import changes, environment
 from adamtune.errors import Problem, RunDirError, SpecError, UnwritableError
 from adamtune.evidence import Interval, Verdict
 from adamtune.groups import ParamGroup, param_groups
-from adamtune.passwords import without_passwords
 from adamtune.plan import (
     Conclusion,
     Measured,
@@ -189,13 +184,14 @@ def sweep(
     learned = learned_starts([Path(folder) for folder in learn_from], run_dir, told.append)
     if spec.storage is not None and not (run_dir / rundir.SPEC).exists():
         refuse_known_run(open_storage(spec.storage, Path()), run_dir.name)
-    with ExitStack() as held:
+    with storage_faults_told(spec.storage), ExitStack() as held:
         run = held.enter_context(RunDir(run_dir).claimed())
         notes = _Notes(run, progress or Progress())
         if run.resumed:
             _same_spec(spec, run)
+            told += changes(run.path, environment(device, spec.task.ref))
         else:
-            run.write_json(rundir.ENVIRONMENT, environment(device))
+            run.write_json(rundir.ENVIRONMENT, environment(device, spec.task.ref))
             run.write(rundir.SPEC, f"# adamtune sweep {rundir.SPEC}\n{spec.to_yaml()}")
         finished = FinishedTrials(run.file(rundir.FINISHED))
         if run.resumed:
@@ -280,7 +276,10 @@ def _engine(spec: Spec, task: Task, device: torch.device, storage: BaseStorage, 
         return make_engine(spec.engine, task, device, on_steps, on_note, spec.memory, processes, spec.trial_timeout)
     url = spec.storage
     if url is None:  # jobs need a storage that many processes write to
-        url = f"sqlite:///{run.file(rundir.WORK).resolve()}"
+        work = run.file(rundir.WORK)
+        for left in (work, *(work.with_name(f"{work.name}{end}") for end in ("-wal", "-shm", "-journal"))):
+            left.unlink(missing_ok=True)  # jobs of an earlier sitting are of no use, and may be damaged
+        url = f"sqlite:///{work.resolve()}"
         storage = open_storage(url, Path(), notes.on_note)
     return make_workers(spec, task, device, storage, url, run, notes.on_steps, notes.on_note)
 
@@ -328,22 +327,6 @@ def _check_objective(spec: Spec, task: Task) -> None:
     if spec.objective.name != "loss" and "direction" not in spec.objective.model_fields_set:
         what = f"required with a metric: say whether {spec.objective.name} is to minimize or to maximize"
         raise SpecError("spec", [Problem("$.objective.direction", what)])
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """What a sweep ran on: versions, machine, device, command."""
-    packages = ("adamtune", "torch", "optuna", "numpy", "scipy", "pandas", "pydantic")
-    return {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": [Path(sys.argv[0]).name, *map(without_passwords, sys.argv[1:])],
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {name: version(name) for name in packages},
-        "device": str(device),
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
-        "cuda": torch.version.cuda,
-        "cores": os.cpu_count(),
-    }
 
 
 def _provenance(context: StageContext, conclusion: Conclusion, run_dir: Path) -> dict[str, Any]:

@@ -63,10 +63,10 @@ def read_state(request: TrialRequest) -> dict[str, Any] | None:
     if path is None or path.is_symlink() or not path.is_file():
         return None
     try:
+        state = read_saved(path)  # first: it refuses a file that would grow when unpacked
         with zipfile.ZipFile(path) as archive:
             if archive.testzip() is not None:  # torch does not look at the checksums
                 return None
-        state = read_saved(path)
         fits = state["version"] == VERSION and state["request"] == request.key
     except Exception:  # damaged, or of another version, or nobody's
         return None
@@ -78,7 +78,7 @@ def saved_result(request: TrialRequest) -> TrialResult | None:
     state = read_state(request)
     try:
         return None if state is None else History.of(request, state["history"]).result()
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except Exception:  # a record that is none of ours may fail in any way
         return None
 
 

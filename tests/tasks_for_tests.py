@@ -148,3 +148,15 @@ def exiting(after: int = 0) -> Task:
 
 def exits() -> Task:
     raise SystemExit("usage: train.py DATA")
+
+
+def chatty() -> Task:
+    """Prints where it is made and where it trains."""
+
+    def batches(generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        print("hello from a batch")
+        return own.train_batches(generator)
+
+    print("hello from the task")
+    own = separable()
+    return replace(own, train_batches=batches)

@@ -465,6 +465,19 @@ def test_sweep_prints_the_json_it_wrote_and_show_prints_it_again(
     assert "seed: 5\n" in (run_dir / "spec.yaml").read_text()
 
 
+@pytest.mark.parametrize("command", ["lr-find", "sweep", "dry run", "doctor"])
+def test_what_a_task_prints_is_not_in_the_json(cli: Cli, spec: Callable[..., Path], command: str) -> None:
+    said = {
+        "lr-find": lambda: cli("lr-find", f"{TASKS}:chatty", "--steps", "20", "--seeds", "1", "--json"),
+        "sweep": lambda: cli("sweep", spec("chatty", "stages: [eps]\nengine: sequential\n"), "--json"),
+        "dry run": lambda: cli("sweep", spec("chatty"), "--dry-run", "--json"),
+        "doctor": lambda: cli("doctor", "--task", f"{TASKS}:chatty", "--json"),
+    }[command]()
+    assert isinstance(json.loads(said.out), dict)
+    assert "hello from the task\n" in said.err
+    assert "hello from a batch\n" in said.err
+
+
 def test_sweep_and_show_tell_people_the_answer(cli: Cli, spec: Callable[..., Path]) -> None:
     said = cli("sweep", spec(), "--run-dir", "here")
     shown = cli("show", "here")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sqlite3
+import threading
 from pathlib import Path
 
 import optuna
 import pytest
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
+from optuna.trial import TrialState
 
 from adamtune.search import open_storage, patient
 
@@ -48,10 +51,44 @@ def test_patience_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         study.tell(study.ask(), 1.0)
 
 
+def test_after_patience_has_ended_calls_are_made_once_until_one_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = open_storage(f"sqlite:///{tmp_path / 'a.db'}", tmp_path)
+    trial = optuna.create_study(storage=storage).ask()._trial_id
+    away = Away(monkeypatch, "set_trial_state_values", 5)
+    for seconds, calls in ((-1.0, 1), (300.0, 2)):
+        monkeypatch.setattr(patient, "PATIENCE", seconds)
+        with pytest.raises(StorageInternalError):
+            storage.set_trial_state_values(trial, TrialState.FAIL)
+        assert away.calls == calls
+    storage.get_all_studies()  # is answered
+    storage.set_trial_state_values(trial, TrialState.FAIL)
+    assert away.calls == 6
+
+
+def test_a_row_deleted_while_it_was_written_is_no_failure_of_the_storage(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    storage = open_storage(url, tmp_path)
+    study = optuna.create_study(storage=storage)._study_id
+    storage.set_study_user_attr(study, "worker/1", 1)
+    deleting = sqlite3.connect(tmp_path / "a.db", isolation_level=None, check_same_thread=False)
+    deleting.execute("BEGIN IMMEDIATE")  # from here on the write below waits
+    for table in ("study_user_attributes", "study_directions", "studies"):
+        deleting.execute(f"DELETE FROM {table} WHERE study_id = ?", (study,))
+    end = threading.Timer(0.5, deleting.execute, ("COMMIT",))
+    end.start()
+    with pytest.raises(KeyError):  # the study has gone: a worker takes it for the sweep's end
+        storage.set_study_user_attr(study, "worker/1", 2)
+    end.join()
+    deleting.close()
+
+
 @pytest.mark.parametrize(
     ("url", "told", "passes"),
     [
         ("sqlite:///a.db", "database is locked", True),
+        ("sqlite:///a.db", "locking protocol", True),
         ("sqlite:///a.db", "database or disk is full", False),
         ("postgresql://db/a", "server closed the connection unexpectedly", True),
         ("postgresql://db/a", 'could not extend file "base/1": No space left on device', False),

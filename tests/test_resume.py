@@ -25,6 +25,7 @@ from adamtune import rundir
 from adamtune.engines import FinishedTrials
 from adamtune.errors import RunDirError
 from adamtune.history import Outcome, RungReport, TrialRequest, TrialResult
+from adamtune.plan import Progress
 from adamtune.recipe import Recipe
 from adamtune.spec import Spec, load_spec
 from adamtune.sweeps import sweep
@@ -261,3 +262,54 @@ def test_ctrl_c_says_how_to_go_on(presses: int, tmp_path: Path) -> None:
     assert "Traceback" not in out + err
     if presses == 1:
         assert "stopping after this rung; press Ctrl-C again to stop at once" in out + err
+
+
+def interrupted(spec: Spec, run: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        sweep(spec, run, stop=stops_at(3))
+
+
+def test_what_is_not_as_it_was_when_the_run_was_begun_is_told(
+    spec: Spec, unbroken: dict[str, Any], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    interrupted(spec, run)
+    begun = json.loads((run / rundir.ENVIRONMENT).read_text())
+    assert len(begun["task_file"]) == 64
+    begun["packages"]["torch"], begun["task_file"] = "1.0\x1b", 64 * "0"
+    (run / rundir.ENVIRONMENT).write_text(json.dumps(begun))
+    noted: list[str] = []
+
+    class Notes(Progress):
+        def on_note(self, note: str) -> None:
+            noted.append(note)
+
+    sweep(spec, run, Notes())
+    changed = [note for note in noted if "not as when the run was begun" in note]
+    assert len(changed) == 2
+    assert f"torch was 1.0\\x1b, and is {torch.__version__}" in changed[0]
+    assert changed[1].endswith("figures may not agree: the task's file has changed")
+    assert all(note in (run / rundir.LOG).read_text() for note in changed)
+
+
+@pytest.mark.parametrize("left", ["", "[]", '{"packages": {}}', None])
+def test_a_run_whose_environment_cannot_be_told_is_gone_on_with(
+    left: str | None, spec: Spec, unbroken: dict[str, Any], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    interrupted(spec, run)
+    (run / rundir.ENVIRONMENT).unlink() if left is None else (run / rundir.ENVIRONMENT).write_text(left)
+    sweep(spec, run)
+    assert told(run) == unbroken
+    assert "not as when" not in (run / rundir.LOG).read_text()
+
+
+def test_a_damaged_file_of_jobs_does_not_matter(unbroken: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "spec.yaml").write_text(SPEC)
+    by_workers = load_spec(tmp_path / "spec.yaml", {"engine": "workers", "workers": 1})
+    run = tmp_path / "run"
+    interrupted(by_workers, run)
+    for name in ("", "-wal", "-shm"):
+        (run / f"{rundir.WORK}{name}").write_bytes(b"SQLite format 3\0" + bytes(range(256)) * 40)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(by_workers, run, stop=stops_at(8))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,16 +77,39 @@ def test_what_tells_of_the_holder_cannot_steer_the_terminal(tmp_path: Path) -> N
     assert len(str(caught.value)) < 500
 
 
-@pytest.mark.parametrize("name", [rundir.LOG, rundir.FINISHED, rundir.JOURNAL, "checkpoints"])
+@pytest.mark.parametrize("name", [rundir.LOG, rundir.FINISHED, rundir.JOURNAL, "checkpoints", ".lock"])
 def test_a_link_in_a_run_directory_is_not_written_through(name: str, tmp_path: Path) -> None:
     outside, run = tmp_path / "outside", tmp_path / "run"
     outside.write_text("no newline at the end")
     run.mkdir()
     (run / rundir.SPEC).write_text("x")
     (run / name).symlink_to(outside)
-    with pytest.raises(RunDirError, match=f"holds a link, {name}, which could lead outside"), RunDir(run).claimed():
+    with (
+        pytest.raises(RunDirError, match=rf"holds a link, {re.escape(name)}, which could lead outside"),
+        RunDir(run).claimed(),
+    ):
         pass
     assert outside.read_text() == "no newline at the end"
+
+
+def test_what_stands_in_the_place_of_a_file_is_told_and_a_stray_folder_of_states_left(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / rundir.SPEC).write_text("x")
+    (run / "checkpoints" / ".x").mkdir(parents=True)
+    with RunDir(run).claimed():
+        pass
+    os.mkfifo(run / rundir.FINISHED)
+    with (
+        pytest.raises(RunDirError, match=r"finished\.jsonl is no plain file, so the run cannot"),
+        RunDir(run).claimed(),
+    ):
+        pass
+    (run / rundir.FINISHED).unlink()
+    shutil.rmtree(run / "checkpoints")
+    (run / "checkpoints").touch()
+    with pytest.raises(RunDirError, match="checkpoints is no folder, so the run cannot"), RunDir(run).claimed():
+        pass
 
 
 def backwards(start: float, by: float) -> Iterator[float]:

@@ -278,7 +278,13 @@ def test_a_storage_url_is_opened(tmp_path: Path) -> None:
     assert not (tmp_path / "unused").exists()
 
 
-@pytest.mark.parametrize("url", ["nonsense", "nosuch://host/db", "sqlite:////no/such/folder/x.db", "redis://", ""])
+@pytest.mark.parametrize("scheme", ["redis", "rediss"])
+def test_a_storage_whose_content_would_be_unpickled_is_refused(scheme: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"redis.*://:\*\*\*@host cannot be used: Optuna unpickles"):
+        open_storage(f"{scheme}://:hunter2@host", tmp_path / "journal")
+
+
+@pytest.mark.parametrize("url", ["nonsense", "nosuch://host/db", "sqlite:////no/such/folder/x.db", ""])
 def test_a_storage_url_that_is_no_use_is_an_input_error(url: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"the storage cannot be opened: .+; leave `storage` out for a file") as caught:
         open_storage(url, tmp_path / "journal")

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import os
 import random
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from adamtune.history import Outcome, TrialRequest, TrialResult
 from adamtune.recipe import Recipe, Switch
 from adamtune.rundir import RunDir
 from adamtune.trial import Trial
+from adamtune.trial_state import read_state, saved_result
 from tests.tasks_for_tests import separable
 
 CPU = torch.device("cpu")
@@ -137,12 +139,24 @@ def code(file: Path) -> None:
     torch.save(torch.load(file, weights_only=True) | {"history": Path("x")}, file)
 
 
+def of_no_rungs(file: Path) -> None:
+    saved = torch.load(file, weights_only=True)
+    torch.save(saved | {"history": saved["history"] | {"rungs": [()], "step": {}}}, file)
+
+
+def a_bomb(file: Path) -> None:
+    with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/99", bytes(50_000_000))
+
+
 def a_link(file: Path) -> None:
     file.rename(file.with_name("elsewhere"))
     file.symlink_to(file.with_name("elsewhere"))
 
 
-@pytest.mark.parametrize("spoil", [cut, flip, of_another_version, of_another_recipe, lacking, code, a_link])
+@pytest.mark.parametrize(
+    "spoil", [cut, flip, of_another_version, of_another_recipe, lacking, code, of_no_rungs, a_link]
+)
 def test_what_does_not_fit_is_ignored(spoil: Callable[[Path], None], tmp_path: Path) -> None:
     request = asked(tmp_path, lr=0.01)
     told = trained(Trial.begin(remembering(), request, CPU), 3)
@@ -151,6 +165,29 @@ def test_what_does_not_fit_is_ignored(spoil: Callable[[Path], None], tmp_path: P
     again = Trial.begin(remembering(), request, CPU)
     assert again.step == 0
     assert trained(again, 3) == told
+
+
+def test_a_state_that_would_grow_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = asked(tmp_path, lr=0.01)
+    trained(Trial.begin(remembering(), request, CPU), 3)
+    assert request.checkpoint is not None
+    a_bomb(request.checkpoint)
+    unpacked: list[bool] = []
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda archive: unpacked.append(True))
+    assert read_state(request) is None
+    assert not unpacked
+
+
+@pytest.mark.parametrize("history", [{}, {"rungs": [()]}, {"outcome": "odd"}, {"watch": 3}, {"losses": 2**70}])
+def test_a_record_that_is_none_of_ours_is_no_result(
+    history: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Odd(dict[str, Any]):
+        def __missing__(self, key: str) -> Any:
+            raise IndexError(key)
+
+    monkeypatch.setattr("adamtune.trial_state.read_state", lambda request: {"history": Odd(history)})
+    assert saved_result(asked(tmp_path, lr=0.01)) is None
 
 
 def test_a_trial_of_other_data_or_another_model_begins_again(tmp_path: Path) -> None:

@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,10 +21,12 @@ from typing import Any
 import optuna
 import pytest
 import worker_tasks
+from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 from stacked import CPU, alone, assert_same, finish, requests, task
 from torch import Tensor, nn
 
+from adamtune.cli.app import run
 from adamtune.engines.answers import answer_of, answer_to
 from adamtune.engines.jobs import Done, HeldTrials, Job
 from adamtune.engines.local_workers import LocalWorkers
@@ -25,7 +34,7 @@ from adamtune.engines.plain import request_data, request_of, result_data, result
 from adamtune.engines.sequential import SequentialEngine
 from adamtune.engines.spread import SpreadEngine
 from adamtune.engines.work_queue import Beats, WorkQueue
-from adamtune.engines.worker import Worker, task_loader
+from adamtune.engines.worker import Worker, _Sitting, task_loader
 from adamtune.errors import AdamtuneError, InputError, TaskError
 from adamtune.history import Outcome, Ramp, TrialRequest
 from adamtune.recipe import Recipe, Schedule
@@ -60,7 +69,7 @@ def in_thread(
 ) -> Iterator[tuple[WorkQueue, SpreadEngine]]:
     """An engine with a worker in a thread of this process."""
     queue = WorkQueue(open_storage(url(folder), folder), "run", {"ref": "-", "args": {}, "name": "toy"}, lease=lease)
-    mine = Worker(open_storage(url(folder), folder), "run", lambda told: make(), CPU, 30.0, lambda note: None)
+    mine = Worker(lambda: open_storage(url(folder), folder), "run", lambda told: make(), CPU, 30.0, lambda note: None)
     thread = threading.Thread(target=mine.serve)
     thread.start()
     with closing(SpreadEngine("workers", queue)) as engine:
@@ -170,8 +179,12 @@ def test_a_trial_whose_workers_always_die_has_failed_and_the_others_go_on(tmp_pa
     failed = [result.request.seed == ASKED[1].seed for result in found]
     assert [report is None for report in reports] == failed
     assert [result.outcome is Outcome.FAILED for result in found] == failed
-    assert found[1].message.endswith("died, or was cut off, 2 times")
-    assert found[1].message in noted[-1]
+    assert re.fullmatch(
+        r"the worker local-\S+ died: killed by SIGKILL, perhaps for want of memory; workers.log ends: "
+        r"(about to die[ |]*)+\(the last of 2 times\)",
+        found[1].message,
+    )
+    assert any(found[1].message in note for note in noted)
 
 
 @pytest.mark.slow
@@ -226,6 +239,129 @@ def test_a_worker_is_given_up_when_its_beat_stands_still_and_what_it_says_later_
     with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
         other.set_trial_user_attr(job, "answer", "late")
     queue.close()
+
+
+def test_a_worker_of_this_machine_is_alive_as_long_as_its_process_is(tmp_path: Path) -> None:
+    with workplace(tmp_path, count=1) as (engine, local, noted):
+        queue: Any = engine._workplace
+        queue._lease = 0.0
+        [process] = local.processes()
+        os.kill(process.pid, signal.SIGSTOP)
+        threading.Timer(4.0, os.kill, (process.pid, signal.SIGCONT)).start()
+        assert_same(finish(engine.open(ASKED[:1])), alone(task(), ASKED[:1]), 0.0)
+    assert not noted
+
+
+@pytest.mark.slow
+def test_a_hang_that_lets_no_thread_run_is_ended_from_outside(tmp_path: Path) -> None:
+    with workplace(tmp_path, "locking", {"seed": ASKED[1].seed}, 1, timeout=2.0, max_retries=0) as (engine, _, noted):
+        queue: Any = engine._workplace
+        queue._lease = 1.0
+        batch = engine.open(ASKED[:3])
+        batch.advance(24)
+        found = batch.results()
+    hung = [result.request.seed == ASKED[1].seed for result in found]
+    assert [result.outcome for result in found] == [Outcome.FAILED if each else Outcome.COMPLETED for each in hung]
+    assert "killed by SIGKILL" in found[1].message
+    assert noted
+
+
+def test_what_a_worker_of_an_earlier_sitting_answers_is_not_taken_for_another_jobs(tmp_path: Path) -> None:
+    storage, other = open_storage(url(tmp_path), tmp_path), open_storage(url(tmp_path), tmp_path)
+    told = {"ref": "-", "args": {}, "name": "toy"}
+    first = WorkQueue(storage, "run", told)
+    first.submit(Job(0, ASKED[0], ((7, True),)))
+    study = optuna.load_study(study_name="run/work", storage=other)
+    before = storage.get_study_user_attrs(study._study_id)["task"]
+    job = study.trials[0]._trial_id
+    late = _Sitting(other, study._study_id, before, "late", HeldTrials(task(), CPU), random.Random(0))
+    queue = WorkQueue(open_storage(url(tmp_path), tmp_path), "run", told)
+    queue.submit(Job(5, ASKED[1], ((7, True),)))
+    late._answer(job, answer_to(Job(0, ASKED[0], ((7, True),)).to_dict(), lambda: HeldTrials(task(), CPU)))
+    [answer] = queue.answers()
+    assert (answer.trial, answer.done) == (5, None)  # SQLite has given the new job the id of the old one
+    assert "earlier sitting" in answer.lost
+    with pytest.raises(KeyError):
+        late.work(5.0)
+    queue.close()
+
+
+def test_a_worker_serves_the_next_sitting_too(tmp_path: Path) -> None:
+    loaded: list[bool] = []
+
+    def make() -> Task:
+        loaded.append(True)
+        return task()
+
+    with in_thread(tmp_path, make=make) as (_, engine):
+        finish(engine.open(ASKED[:3]))
+        storage = open_storage(url(tmp_path), tmp_path)
+        again = WorkQueue(storage, "run", {"ref": "-", "args": {}, "name": "toy"})
+        with closing(SpreadEngine("workers", again)) as resumed:
+            assert_same(finish(resumed.open(ASKED[3:])), alone(task(), ASKED[3:]), 0.0)
+    assert len(loaded) == 2  # the task's code may have changed
+
+
+def test_a_worker_of_another_version_is_refused(tmp_path: Path) -> None:
+    queue = WorkQueue(open_storage(url(tmp_path), tmp_path), "run", {"ref": "-", "args": {}, "name": "toy"})
+    told = queue._storage.get_study_user_attrs(queue._study)["task"]
+
+    def serve(changed: dict[str, Any]) -> list[str]:
+        noted: list[str] = []
+        queue._storage.set_study_user_attr(queue._study, "task", told | changed)
+        reach = lambda: open_storage(url(tmp_path), tmp_path)  # noqa: E731
+        Worker(reach, "run", lambda asked: task(), CPU, 0.0, noted.append).serve()
+        return noted
+
+    with pytest.raises(InputError, match=r"the sweep runs adamtune 0.0.1, and this worker \S+; install the same"):
+        serve({"adamtune": "0.0.1"})
+    assert "the sweep has torch 1.0" in serve({"torch": "1.0"})[0]
+    queue.close()
+
+
+def test_a_worker_ends_when_the_sweep_that_has_started_it_was_killed(tmp_path: Path) -> None:
+    script = f"""
+        import os, sys, time
+        from pathlib import Path
+        from test_work_queue import workplace
+        with workplace(Path({str(tmp_path)!r}), count=1) as (engine, local, noted):
+            while "trains for" not in (Path({str(tmp_path)!r}) / "workers.log").read_text():
+                engine._workplace._look_after_workers()
+                time.sleep(0.1)
+            print(local.processes()[0].pid, flush=True)
+            os._exit(1)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], cwd=TASKS.parent, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout, done.stderr
+    until = time.monotonic() + 15
+    while Path(f"/proc/{int(done.stdout)}").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{int(done.stdout)}").exists()
+
+
+def test_a_worker_says_in_a_sentence_that_its_storage_has_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(*_: object) -> None:
+        raise StorageInternalError("the disk is on fire")
+
+    monkeypatch.setattr("adamtune.search.patient.PatientStorage.get_all_studies", failing)
+    code = run(["worker", "--storage", url(tmp_path), "--study", "run", "--device", "cpu"])
+    assert code == 1
+    what = f"the storage {url(tmp_path)} failed: the disk is on fire"
+    assert capsys.readouterr().err == f"adamtune: {what}; mend that, then start the worker again\n"
+
+
+def test_a_queue_whose_storage_has_failed_closes_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> None:
+        raise StorageInternalError("the disk is on fire")
+
+    with workplace(tmp_path, count=1) as (_, local, _):
+        [process] = local.processes()
+        monkeypatch.setattr("adamtune.search.patient.PatientStorage.delete_study", failing)
+    assert process.returncode is not None
 
 
 def test_beats_are_timed_by_the_readers_clock_alone() -> None:
@@ -300,7 +436,7 @@ def test_an_answer_that_names_any_class_becomes_an_error_of_ours_only() -> None:
 def test_no_sweep_to_work_for_is_one_sentence(tmp_path: Path) -> None:
     storage = open_storage(url(tmp_path), tmp_path)
     with pytest.raises(InputError, match="no sweep called 'run' gives out work in this storage"):
-        Worker(storage, "run", lambda told: task(), CPU, 0.0, lambda note: None).serve()
+        Worker(lambda: storage, "run", lambda told: task(), CPU, 0.0, lambda note: None).serve()
 
 
 def test_done_crosses_with_its_request_left_behind() -> None:

@@ -212,7 +212,7 @@ def test_trials_whose_workers_always_die_have_failed_and_the_others_go_on() -> N
         assert [report is None for report in reports] == [False, True, False]
         found = batch.results()
     assert [result.outcome for result in found] == [Outcome.COMPLETED, Outcome.FAILED, Outcome.COMPLETED]
-    assert "their worker process died 4 times" in found[1].message
+    assert "their worker process died 4 times, the last time killed by SIGKILL, perhaps for want" in found[1].message
     assert noted[-1].startswith("1 trials failed: their worker process died 4 times")
     assert_same([found[0], found[2]], alone(task(), [asked[0], asked[2]], (24,)))
 
@@ -322,6 +322,36 @@ def test_after_an_interrupt_the_workers_are_in_order() -> None:
         assert min(result.steps for result in found) < 100_000
         again = crew.workers.open(SHARES, ASKED, 8, False, lambda steps: None, lambda note: None)
         assert_same(finish(again), alone(task(), ASKED))
+
+
+def test_a_worker_that_does_not_hear_the_interrupt_is_ended_and_its_trials_do_not_begin_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def locked(model: nn.Module, x: Tensor) -> Tensor:
+        if os.getpid() != owner and torch.initial_seed() == derive_seed(7, Stream.STEP, 30):
+            (tmp_path / "hangs").touch()
+            sum(itertools.repeat(0))  # in C, where no signal is heard
+        return loss(model, x)
+
+    def stop(steps: int) -> None:
+        if not pressed and (tmp_path / "hangs").exists():
+            pressed.append(steps)
+            raise KeyboardInterrupt
+
+    owner, pressed = os.getpid(), list[int]()
+    monkeypatch.setattr("adamtune.engines.processes.STOPPING", 2.0)
+    with closing(Workers(task(loss=locked), CPU, 2)) as workers:
+        asked = [LONG[0], replace(LONG[0], seed=7)]
+        batch = workers.open([[0], [1]], asked, 1, False, stop, lambda note: None)
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            batch.advance(100_000)
+        found = batch.results()
+        assert time.monotonic() - began < 20
+        again = workers.open([[0], [1]], [ASKED[0], ASKED[0]], 1, False, lambda steps: None, lambda note: None)
+        assert_same(finish(again)[:1], alone(task(), ASKED[:1]))
+    assert [result.outcome for result in found] == [Outcome.PRUNED, Outcome.FAILED]
+    assert "has not survived that the sweep was interrupted" in found[1].message
 
 
 class Deaf:

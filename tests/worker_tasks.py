@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import time
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from adamtune.randomness import Stream, derive_seed
 from adamtune.task import Task
 
-__all__ = ["batches", "deadly", "hanging", "mlp", "plain", "raising"]
+__all__ = ["batches", "deadly", "hanging", "locking", "mlp", "plain", "raising"]
 
 
 def plain() -> Task:
@@ -36,6 +37,7 @@ def deadly(folder: str, seed: int, times: int) -> Task:
             so_far = len(deaths.read_text()) if deaths.exists() else 0
             if so_far < times:
                 deaths.write_text("x" * (so_far + 1))
+                print("about to die", flush=True)
                 os.kill(os.getpid(), signal.SIGKILL)
         return loss(model, x)
 
@@ -60,3 +62,14 @@ def raising() -> Task:
         raise ValueError("no such column")
 
     return task(loss=broken)
+
+
+def locking(seed: int) -> Task:
+    """Hangs at step 9 of the trials of one seed, in C code that holds Python's lock: no thread of its process runs."""
+
+    def hang(model: nn.Module, x: Tensor) -> Tensor:
+        if torch.initial_seed() == at_step(seed, 9):
+            sum(itertools.repeat(0))
+        return loss(model, x)
+
+    return task(loss=hang)

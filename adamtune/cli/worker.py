@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from adamtune.cli import imports
 from adamtune.cli.alone import result_alone
-from adamtune.errors import ExitCode
+from adamtune.errors import ExitCode, StorageError
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
 
 
 def worker(
@@ -55,16 +58,21 @@ def worker(
         from adamtune.engines import pick_device
         from adamtune.engines.worker import Worker, task_loader
         from adamtune.report import terminal
-        from adamtune.search import open_storage
+        from adamtune.search import open_storage, storage_faults_told
 
     def tell(note: str) -> None:
         if not json and not quiet:
             typer.echo(note, err=True)
 
-    with result_alone():
-        opened = open_storage(storage, Path(), tell)
-        serving = Worker(opened, study, task_loader(task), pick_device(device), idle, tell, checkpoints)
-        ended = serving.serve()
+    def reach() -> BaseStorage:
+        return open_storage(storage, Path(), tell)
+
+    try:
+        with result_alone(), storage_faults_told(storage):
+            serving = Worker(reach, study, task_loader(task), pick_device(device), idle, tell, checkpoints)
+            ended = serving.serve()
+    except StorageError as problem:
+        raise StorageError(f"{problem}, then start the worker again") from problem
     if json:
         terminal.print_json({"version": 1, "worker": serving.name, "study": study, "ended": ended})
     else:

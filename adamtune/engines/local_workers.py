@@ -11,7 +11,9 @@ from pathlib import Path
 import torch
 
 from adamtune.engines.cores import core_count
+from adamtune.engines.endings import ending
 from adamtune.errors import AdamtuneError, ExitCode
+from adamtune.plain_text import plain
 from adamtune.rundir import CHECKPOINTS
 
 NAME = "ADAMTUNE_WORKER"
@@ -20,6 +22,9 @@ STATES = "ADAMTUNE_CHECKPOINTS"
 """The environment variable by which they are told the folder of the states of trials under way."""
 STORAGE = "ADAMTUNE_STORAGE"
 """The environment variable that a worker reads the storage URL from: a command line would show its password."""
+
+_LAST_LINES, _LAST_CHARACTERS = 3, 300
+"""Of the log, that are told of a worker that has died."""
 
 _DEATHS_IN_A_ROW = 5
 """Workers that may die without a job done, for each of them, before the sweep gives up."""
@@ -36,7 +41,7 @@ class LocalWorkers:
         ]
         self._count, self._url, self._device, self._log = count, url, device, log
         self._processes: dict[str, tuple[int, subprocess.Popen[bytes]]] = {}
-        self._dead: set[str] = set()
+        self._dead: dict[str, subprocess.Popen[bytes]] = {}
         self._deaths = 0
 
     def start(self) -> None:
@@ -48,11 +53,11 @@ class LocalWorkers:
         """Start another for each that has ended. Raises `AdamtuneError` where they all die at once, always."""
         for name, (place, process) in list(self._processes.items()):
             if process.poll() is not None:
-                self._dead.add(name)
+                self._dead[name] = process
                 del self._processes[name]
                 self._deaths += 1
                 if process.returncode == ExitCode.USAGE:  # the next would say the same
-                    raise AdamtuneError(f"a worker cannot start: {self._last_words()}")
+                    raise AdamtuneError(f"a worker cannot start: {self._complaint()}")
                 if self._deaths > _DEATHS_IN_A_ROW * self._count:
                     raise AdamtuneError(f"the workers die before they have done a job; {self._log} says why")
                 self._start(place)
@@ -63,10 +68,25 @@ class LocalWorkers:
 
     def dead(self, worker: str) -> bool:
         """Whether a worker, by the name that it gives itself, is one of these and has ended."""
+        return self.starts(worker) and self._process(worker).poll() is not None
+
+    def starts(self, worker: str) -> bool:
+        """Whether a worker, by the name that it gives itself, is one of these, running or not."""
         name = worker.partition("/")[0]
-        if name in self._dead:
-            return True
-        return name in self._processes and self._processes[name][1].poll() is not None
+        return name in self._dead or name in self._processes
+
+    def end(self, worker: str) -> None:
+        """End one that does not answer any more; `replace` starts another."""
+        process = self._process(worker)
+        process.kill()
+        process.wait()
+
+    def last_words(self, worker: str) -> str:
+        """How one that is dead has ended, and what the log ends with."""
+        how = ending(self._process(worker).returncode)
+        lines = [line for line in self._log_tail().splitlines() if line.strip() and not line.startswith("worker ")]
+        last = plain(" | ".join(lines[-_LAST_LINES:]))[-_LAST_CHARACTERS:]
+        return f"{how}; {self._log.name} {'ends: ' + last if last else 'says nothing'}"
 
     def processes(self) -> list[subprocess.Popen[bytes]]:
         """Those that run."""
@@ -84,8 +104,17 @@ class LocalWorkers:
                 process.wait()
         self._processes.clear()
 
-    def _last_words(self) -> str:
-        lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
+    def _process(self, worker: str) -> subprocess.Popen[bytes]:
+        name = worker.partition("/")[0]
+        return self._dead[name] if name in self._dead else self._processes[name][1]
+
+    def _log_tail(self) -> str:
+        with self._log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 20_000))
+            return file.read().decode("utf-8", errors="replace")
+
+    def _complaint(self) -> str:
+        lines = self._log_tail().splitlines()
         return next((line for line in reversed(lines) if line.startswith("adamtune: ")), f"see {self._log}")
 
     def _start(self, place: int) -> None:

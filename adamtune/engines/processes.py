@@ -7,11 +7,13 @@ this process trains on one thread before it forks, and so do they.
 from __future__ import annotations
 
 import itertools
+import math
 import multiprocessing
 import os
 import signal
 import sys
 import threading
+import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +27,7 @@ from typing import Any
 import torch
 
 from adamtune.engines.cores import core_count
+from adamtune.engines.endings import ending
 from adamtune.engines.forked import STOP, serve
 from adamtune.engines.width import StepTimes
 from adamtune.errors import AdamtuneError
@@ -50,8 +53,13 @@ LOST: Any = object()
 """The answer of a worker that has died."""
 
 
+STOPPING = 10.0
+"""Seconds within which a worker must hear an interrupt; one that hangs in C code never would, and is killed."""
+
 MAX_RETRIES = 3
 """Times that trials are trained again after their worker died; then they have failed."""
+
+_MEND = "give trials less by --memory, or train in one process by --engine sequential"
 
 _CREWS: weakref.WeakSet[Workers] = weakref.WeakSet()
 """All that this process has started."""
@@ -85,11 +93,13 @@ class Workers:
         there.close()
         return here, process
 
-    def replace(self, index: int) -> None:
-        """Put a new process in the place of one that has died; it knows nothing of the batches there."""
+    def replace(self, index: int) -> str:
+        """Put a new process, which knows of no batch, in the place of one that has died; how that one died."""
         self.ends[index].close()
         self.processes[index].join()
+        how = ending(self.processes[index].exitcode)
         self.ends[index], self.processes[index] = self._fork()
+        return how
 
     def open(
         self,
@@ -110,11 +120,8 @@ class Workers:
             found = self.ask(-1, "measure", {0: (list(requests), memory, most_seconds)})[0]
             if isinstance(found, StepTimes):
                 return found
-            self.replace(0)
-        raise WorkerLost(
-            "a worker process died each time that step times were measured, perhaps for want of memory; "
-            "give them less by --memory, or train in this process by --engine sequential"
-        )
+            how = self.replace(0)
+        raise WorkerLost(f"a worker process died each time that step times were measured: {how}; {_MEND}")
 
     def ask(
         self,
@@ -133,9 +140,14 @@ class Workers:
         answers: dict[int, Any] = {}
         errors: dict[int, BaseException] = {}
 
-        def collect() -> None:
+        def collect(until: float = math.inf) -> None:
             while waiting := [index for index in asked if index not in answers and index not in errors]:
-                ready = wait([self.ends[index] for index in waiting])
+                left = None if math.isinf(until) else max(0.0, until - time.monotonic())
+                ready = wait([self.ends[index] for index in waiting], left)
+                if not ready:
+                    for index in waiting:
+                        self.processes[index].kill()
+                    until = math.inf  # the system ends them for sure
                 for index in (index for index in waiting if self.ends[index] in ready):
                     with _whole():
                         try:
@@ -166,7 +178,7 @@ class Workers:
                 process = self.processes[index]
                 if index not in answers and index not in errors and process.pid is not None and process.is_alive():
                     os.kill(process.pid, STOP)
-            collect()
+            collect(time.monotonic() + STOPPING)
             for index in asked:  # one that had just answered would raise it at the next question
                 with _whole(), suppress(OSError):
                     self.ends[index].send((ticket, number, "forget", None))
@@ -201,6 +213,7 @@ class SharedBatch:
         self._on_steps, self._on_note = on_steps, on_note
         self._shares = [_Share(list(places), settings) for places in shares]
         self._results: list[TrialResult] | None = None
+        self._interrupted = False
         self._ask("open", [self._opening(share) for share in self._shares])
 
     def advance(self, to_step: int, evaluate: bool = True) -> list[RungReport | None]:
@@ -225,7 +238,7 @@ class SharedBatch:
             return self._results
         found: dict[int, TrialResult] = {}
         for share, results in zip(self._shares, self._ask("results", [()] * len(self._shares)), strict=True):
-            lost = [_lost(self._requests[place], share.deaths) for place in share.places]
+            lost = [_lost(self._requests[place], share.died()) for place in share.places]
             found |= dict(zip(share.places, results or lost, strict=True))
         self._results = [found[place] for place in range(len(self._requests))]
         return self._results
@@ -239,10 +252,15 @@ class SharedBatch:
                 if share.process is None or share.process is self._workers.processes[place]:
                     share.process = self._workers.processes[place]
                     asked[place] = arguments[place]
-        answers = self._workers.ask(self._number, what, asked, self._on_steps, self._on_note)
+        try:
+            answers = self._workers.ask(self._number, what, asked, self._on_steps, self._on_note)
+        except KeyboardInterrupt:
+            self._interrupted = True
+            raise
         for place, share in enumerate(self._shares):
             if not share.failed and answers.get(place, LOST) is LOST:
-                answers[place] = self._again(place, share)
+                share.given_up = self._interrupted
+                answers[place] = None if share.given_up else self._again(place, share)
         return [answers.get(place) for place in range(len(self._shares))]
 
     def _again(self, place: int, share: _Share) -> Any:
@@ -250,9 +268,9 @@ class SharedBatch:
         while True:
             if share.process is self._workers.processes[place]:  # else it was replaced for another batch
                 share.deaths += 1
-                self._workers.replace(place)
+                share.ending = self._workers.replace(place)
             if share.failed:
-                self._on_note(f"{len(share.places)} trials failed: {_died(share.deaths)}")
+                self._on_note(f"{len(share.places)} trials failed: {share.died()}")
                 return None
             if share.deaths > 1:  # perhaps they need more memory side by side than there is
                 width, *rest = share.settings
@@ -282,20 +300,27 @@ class _Share:
     process: ForkProcess | None = None
     """Who was asked."""
     deaths: int = 0
+    ending: str = ""
+    """How the last one died."""
+
+    given_up: bool = False
+    """Whether there is to be no other after the last one."""
+
+    def died(self) -> str:
+        """Why its trials have failed."""
+        if self.given_up:
+            return "their worker process has not survived that the sweep was interrupted"
+        return f"their worker process died {self.deaths} times, the last time {self.ending}; {_MEND}"
 
     @property
     def failed(self) -> bool:
         """Whether its workers died too often to try again."""
-        return self.deaths > MAX_RETRIES
+        return self.given_up or self.deaths > MAX_RETRIES
 
 
-def _died(times: int) -> str:
-    return f"their worker process died {times} times, perhaps for want of memory (see --memory)"
-
-
-def _lost(request: TrialRequest, deaths: int) -> TrialResult:
+def _lost(request: TrialRequest, why: str) -> TrialResult:
     history = History(request)
-    history.fail(_died(deaths))
+    history.fail(why)
     return history.result()
 
 

@@ -131,7 +131,7 @@ class _Trial:
         if self.lost <= max_retries:
             return True
         self.runs = False
-        times = f", {self.lost} times" if self.lost > 1 else ""
+        times = f" (the last of {self.lost} times)" if self.lost > 1 else ""
         self.result = replace(self.result, outcome=Outcome.FAILED, message=f"{why}{times}")
         return False
 

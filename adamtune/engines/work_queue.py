@@ -12,11 +12,14 @@ the reader's own steady clock, so that clocks may differ and jump.
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -85,12 +88,14 @@ class WorkQueue:
         `task`: the `ref` and `args` that workers make it from. `local`: workers of this process.
         """
         self._storage, self._local, self._lease = storage, local, lease
+        self._sitting = uuid.uuid4().hex
         name = work_study(run)
         for study in storage.get_all_studies():
             if study.study_name == name:
                 storage.delete_study(study._study_id)
         self._study = storage.create_new_study([StudyDirection.MINIMIZE], name)
-        storage.set_study_user_attr(self._study, "task", dict(task))
+        told = {**task, "sitting": self._sitting, "adamtune": version("adamtune"), "torch": version("torch")}
+        storage.set_study_user_attr(self._study, "task", told)
         self._given: dict[int, _Given] = {}
         """By the job's trial id in the storage."""
         self._holder: dict[int, str] = {}
@@ -143,12 +148,13 @@ class WorkQueue:
         return {"workers": sorted(self._workers)}
 
     def close(self) -> None:
-        """See `Workplace.close`. Without the study, workers know that there is an end."""
-        try:
+        """See `Workplace.close`. Without the study, workers know that there is an end; where the storage has failed,
+        by a beat that stands still.
+        """
+        if self._local is not None:
+            self._local.close()
+        with suppress(StorageInternalError, KeyError):  # the latter where it has gone, as by a call made again
             self._storage.delete_study(self._study)
-        finally:
-            if self._local is not None:
-                self._local.close()
 
     def _say_kept(self) -> None:
         if self._kept is not None:
@@ -158,20 +164,24 @@ class WorkQueue:
     def _answer(self, trial: FrozenTrial, given: _Given) -> Answer | None:
         number = given.job.trial
         if trial.state is TrialState.COMPLETE:
+            sitting, text = trial.user_attrs.get("answer", ("", ""))
+            if sitting != self._sitting:
+                return Answer(number, lost="a worker of an earlier sitting took it for a job of its own")
             worker = trial.user_attrs["worker"]
             self._workers.add(worker)
             if self._local is not None:
                 self._local.answered()
-            answer = answer_of(trial.user_attrs["answer"], given.job)
+            answer = answer_of(text, given.job)
             if answer.done is not None and answer.done.runs:
                 self._holder[number] = worker
             return answer
         if trial.state is TrialState.RUNNING:
             if given.taken is None:
                 given.taken = time.monotonic()
-            worker = trial.user_attrs.get("worker", "")
-            lost = self._gone(worker) if worker else time.monotonic() - given.taken > _CLAIMING
-            if lost:
+            worker, seconds = trial.user_attrs.get("worker", ""), time.monotonic() - given.taken
+            if worker and self._local is not None and self._local.starts(worker):
+                self._end_hanging(worker, given.job, seconds)
+            if self._gone(worker) if worker else seconds > _CLAIMING:
                 return self._give_up(trial._trial_id, number, worker)
         holder = trial.user_attrs["holder"]
         if trial.state is TrialState.WAITING and holder and self._gone(holder):
@@ -183,6 +193,8 @@ class WorkQueue:
         self._holder.pop(number, None)
         if not self._withdraw(trial_id):  # it has just been answered
             return None
+        if self._local is not None and self._local.starts(worker):
+            return Answer(number, lost=f"the worker {worker} died: {self._local.last_words(worker)}")
         return Answer(number, lost=f"the worker {worker or 'that took it'} died, or was cut off")
 
     def _withdraw(self, trial_id: int) -> bool:
@@ -191,9 +203,18 @@ class WorkQueue:
         except UpdateFinishedTrialError:
             return False
 
+    def _end_hanging(self, worker: str, job: Job, seconds: float) -> None:
+        """End one of this machine's workers that should have ended its job, or itself, long ago: code that holds
+        Python's lock lets no thread of it count.
+        """
+        if job.timeout is not None and seconds > job.timeout + self._lease and self._local is not None:
+            self._local.end(worker)
+
     def _gone(self, worker: str) -> bool:
-        if worker in self._left or (self._local is not None and self._local.dead(worker)):
+        if worker in self._left:
             return True
+        if self._local is not None and self._local.starts(worker):  # a beat may stand still, a process runs or not
+            return self._local.dead(worker)
         return self._beats.still(worker) > self._lease
 
     def _look_after_workers(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from sqlalchemy import event
+from sqlalchemy.orm.exc import ObjectDeletedError, StaleDataError
 
 PATIENCE = 300.0
 """Seconds for which a call is made again before its error is raised: a database server restarts within them."""
@@ -24,6 +25,8 @@ class PatientStorage(RDBStorage):
     def __init__(self, url: str, on_note: Callable[[str], None] = lambda note: None) -> None:
         """Connect; raises at once where that fails. `on_note` hears when the database goes away and comes back."""
         self.on_note = on_note
+        self.spent = False
+        """Whether the last call's patience has ended: the next ones are made once, until one is answered."""
         if not url.startswith("sqlite"):
             super().__init__(url, engine_kwargs={"pool_pre_ping": True})  # a connection that was closed is made again
             return
@@ -43,9 +46,17 @@ def _write_ahead(connection: Any, _: object) -> None:
 
 
 def _may_pass(url: str, problem: StorageInternalError) -> bool:
-    """Whether waiting may help: a server may come back, a lock be given up; a full disk stays full."""
-    told = str(problem.__cause__ or problem)
-    return "locked" in told if url.startswith("sqlite") else "No space left" not in told
+    """Whether waiting may help: a server may come back, a lock be given up; a full disk stays full.
+
+    A row that was deleted between being read and being written is asked for again: what has become of it is told then.
+    """
+    cause = problem.__cause__ or problem
+    if isinstance(cause, StaleDataError | ObjectDeletedError):
+        return True
+    told = str(cause)
+    if url.startswith("sqlite"):  # the latter while the file is mended after a process that was killed as it wrote
+        return "locked" in told or "locking protocol" in told
+    return "No space left" not in told
 
 
 def _patient(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -57,13 +68,15 @@ def _patient(call: Callable[..., Any]) -> Callable[..., Any]:
                 found = call(self, *args, **kwargs)
             except StorageInternalError as problem:
                 self.remove_session()
-                if not _may_pass(self.url, problem) or time.monotonic() - began > PATIENCE:
+                self.spent = self.spent or time.monotonic() - began > PATIENCE
+                if self.spent or not _may_pass(self.url, problem):
                     raise
                 if not away:
                     self.on_note("the storage does not answer; waiting for it")
                 away = True
                 time.sleep(random.uniform(0.1, 1.0))
                 continue
+            self.spent = False
             if away:
                 self.on_note("the storage answers again")
             return found

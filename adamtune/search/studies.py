@@ -65,8 +65,13 @@ def open_storage(url: str | None, journal: Path, on_note: Callable[[str], None] 
         except Exception as problem:  # whole lines that make no sense to Optuna
             what = f"{journal} cannot be read as Optuna's journal ({type(problem).__name__}: {plain(problem)[:100]})"
             raise InputError(f"{what}; delete it: the sweep tells its trials again") from problem
+    if url.startswith("redis"):  # in the snapshots of its journal, that is: code for whoever reads them
+        raise InputError(
+            f"the storage {without_passwords(url)} cannot be used: Optuna unpickles what it finds in a Redis; name a "
+            "PostgreSQL, MySQL or SQLite database, or leave `storage` out for a file"
+        )
     try:
-        if "://" not in url or url.startswith("redis"):
+        if "://" not in url:
             return optuna.storages.get_storage(url)
         from adamtune.search.patient import PatientStorage  # SQLAlchemy takes a fifth of a second to import
 
@@ -88,7 +93,8 @@ def storage_faults_told(url: str | None) -> Iterator[None]:
     except StorageInternalError as problem:
         told = without_those_of(url or "", _first_line(problem.__cause__ or problem))
         cause = None if has_password(url or "") else problem
-        raise StorageError(f"the storage {without_passwords(url or '')} failed: {told}; mend that") from cause
+        named = without_passwords(url) if url else "in the run directory"
+        raise StorageError(f"the storage {named} failed: {told}; mend that") from cause
 
 
 def _first_line(problem: BaseException) -> str:
