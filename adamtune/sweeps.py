@@ -17,7 +17,7 @@ import torch
 from optuna.storages import BaseStorage
 
 from adamtune import rundir, yaml_text
-from adamtune.diagnosis import Told, counted
+from adamtune.diagnosis import Told, counted, without_asked
 from adamtune.diagnosis.trials import observed
 from adamtune.engines import Engine, FinishedTrials, make_engine, make_ray, make_workers, pick_device
 from adamtune.engines.width import time_alone
@@ -223,7 +223,7 @@ def sweep(
             recipe = run_plan(plan, context, notes)
             conclusion = conclude(context, recipe, notes)
             last = context.measure(rundir.FINAL, recipe, context.seeds.fresh)  # known by now
-            found = counted([observed(trial, groups) for trial in last])
+            found = without_asked(counted([observed(trial, groups) for trial in last]), context.verdicts)
             recipe = recipe.model_copy(update={"provenance": _provenance(context, conclusion, run_dir)})
             seconds = time.monotonic() - began
             result = SweepResult(

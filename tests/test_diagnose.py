@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 import adamtune
-from adamtune.diagnosis import Diagnosis, Observed
+from adamtune.diagnosis import Diagnosis, Finding, Observed, Severity, Told, without_asked
 from adamtune.errors import InputError, ProbeError
+from adamtune.spec import STAGES
 
 STEPS = 100
 
@@ -112,3 +113,39 @@ def momentum(model: nn.Module) -> SGD:
     model(torch.ones(1, 20)).sum().backward()
     optimizer.step()
     return optimizer
+
+
+# --- what a sweep has settled
+
+MORE_LR = Finding("frozen-group", Severity.WARNING, "it stands still", "raise lr", remedy={"lr": 0.1})
+CLIP_GROUP = Finding(
+    "v-hat-lag", Severity.WARNING, "a burst", "clip", remedy={"clip_norm": 1.0, "groups.head.lr_mult": 0.3}
+)
+NO_REMEDY = Finding("nonfinite-state", Severity.WARNING, "NaN", "look at the data")
+
+
+@pytest.mark.parametrize(
+    ("finding", "verdicts", "settled"),
+    [
+        (MORE_LR, {"lr": "kept"}, "lr was"),
+        (MORE_LR, {"lr": "changed"}, "lr was"),
+        (MORE_LR, {"lr": "unasked", "beta1": "kept"}, ""),
+        (MORE_LR, {"lr": "measured"}, ""),
+        (CLIP_GROUP, {"clip": "kept", "groups": "kept"}, "clip and groups were"),
+        (CLIP_GROUP, {"clip": "kept"}, ""),
+        (NO_REMEDY, dict.fromkeys(STAGES, "kept"), ""),
+    ],
+)
+def test_what_the_sweep_has_asked_about_is_no_warning_any_more(
+    finding: Finding, verdicts: dict[str, str], settled: str
+) -> None:
+    other = Told(Finding("short-warmup", Severity.WARNING, "early", "warm up", remedy={"warmup": 0.1}), 2, 5)
+    found = without_asked([Told(finding, 3, 5), other], verdicts)
+    (told,) = [each for each in found if each.finding.rule == finding.rule]
+    assert (told.seeds, told.of) == (3, 5)
+    if settled:
+        assert told.finding.advice == f"nothing: {settled} asked and settled by evidence (else: {finding.advice})"
+        assert (told.finding.severity, told.finding.remedy) == (Severity.NOTE, {})
+        assert found == (other, told)
+    else:
+        assert told.finding == finding

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from adamtune.cli.app import run
+from adamtune.diagnosis import Severity, diagnose
 from adamtune.evidence import Verdict
 from adamtune.recipe import Recipe
 from adamtune.spec import Budget, Spec, TaskSpec
@@ -52,3 +53,22 @@ def test_where_nothing_is_wrong_nothing_is_tried(tmp_path: Path) -> None:
     assert answer.verdict is Verdict.KEPT
     assert answer.reason == "nothing was found in 2 trials"
     assert result.steps_used == 300 * (2 + 5)  # the incumbent looked at, and measured at the end
+
+
+def test_what_a_stage_has_settled_is_a_note_in_the_end(tmp_path: Path) -> None:
+    """Here because it may only try what is as bad; `diagnose` of the run says the same."""
+    spec = Spec(
+        task=TaskSpec(ref="adamtune.tasks.digits:task"),
+        horizon=100,
+        budget=Budget(trials=60),
+        seeds=2,
+        base=Recipe(lr=0.01, eps=0.01),
+        stages=("eps",),
+        space={"eps": {"low": 0.01, "high": 0.011}},  # type: ignore[dict-item]
+    )
+    result = sweep(spec, tmp_path / "run")
+    assert result.answers["eps"].verdict is Verdict.KEPT
+    for found in (result.findings, diagnose(tmp_path / "run").findings):
+        (told,) = [each.finding for each in found if each.finding.rule == "eps-size"]
+        assert told.severity is Severity.NOTE
+        assert told.advice.startswith("nothing: eps was asked and settled by evidence (else: ")

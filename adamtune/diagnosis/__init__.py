@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from adamtune.diagnosis.diagnosis import Diagnosis, Told, counted, diagnose
+from adamtune.diagnosis.diagnosis import Diagnosis, diagnose
 from adamtune.diagnosis.finding import Finding, Observed, Rule, Severity
 from adamtune.diagnosis.judging import findings
 from adamtune.diagnosis.rules import RULES
+from adamtune.diagnosis.told import Told, counted, without_asked
 
 __all__ = [
     "RULES",
@@ -18,4 +19,5 @@ __all__ = [
     "counted",
     "diagnose",
     "findings",
+    "without_asked",
 ]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from adamtune.diagnosis.finding import Finding, Observed, Record, Severity
-from adamtune.diagnosis.judging import findings
+from adamtune.diagnosis.finding import Observed, Record
+from adamtune.diagnosis.told import Told, counted, without_asked
 from adamtune.errors import InputError
 from adamtune.probe.frame import parts
 from adamtune.recipe import Recipe
@@ -21,29 +21,6 @@ if TYPE_CHECKING:
     from adamtune.probe import AdamProbe
 
 VERSION = 1
-
-
-@dataclass(frozen=True)
-class Told:
-    """A finding, and on how many seeds it was raised."""
-
-    finding: Finding
-    seeds: int = 1
-    of: int = 1
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data; `seeds` only where there were several."""
-        finding = self.finding
-        return {
-            "rule": finding.rule,
-            "severity": str(finding.severity),
-            "group": finding.group,
-            "told": finding.told,
-            "advice": finding.advice,
-            "remedy": dict(finding.remedy),
-            "evidence": dict(finding.evidence),
-            **({"seeds": {"raised": self.seeds, "of": self.of}} if self.of > 1 else {}),
-        }
 
 
 @dataclass(frozen=True)
@@ -144,12 +121,14 @@ def _of_file(path: Path, exact: bool) -> Diagnosis:
 def _of_run(path: Path) -> Diagnosis:
     from adamtune.diagnosis.run import read_run
 
-    seeds = list(read_run(path).seeds.values())
+    run = read_run(path)
+    seeds = list(run.seeds.values())
     last = [observed.records[-1] for observed in seeds if observed.records]
     step = max((step for step, _ in last), default=None)
     record = _medians([record for at, record in last if at == step])  # a diverged seed may end before
     notes = () if last else ("the run kept no records of the probe for its recommended recipe",)
-    return Diagnosis(str(path), "run", step, record, counted(seeds), len(seeds), notes)
+    found = without_asked(counted(seeds), run.verdicts)
+    return Diagnosis(str(path), "run", step, record, found, len(seeds), notes)
 
 
 def _medians(records: Sequence[Record]) -> dict[str, float]:
@@ -158,22 +137,3 @@ def _medians(records: Sequence[Record]) -> dict[str, float]:
         for key, value in record.items():
             values.setdefault(key, []).append(value)
     return {key: statistics.median(each) for key, each in values.items()}
-
-
-def counted(seeds: Sequence[Observed]) -> tuple[Told, ...]:
-    """Findings by rule and group: the gravest stands for all, with how many seeds raised one. Warnings first, then what
-    most seeds raised.
-    """
-    found: dict[tuple[str, str | None], list[Finding]] = {}
-    for observed in seeds:
-        own: dict[tuple[str, str | None], Finding] = {}
-        for finding in findings(observed):
-            own.setdefault((finding.rule, finding.group), finding)
-        for key, finding in own.items():
-            found.setdefault(key, []).append(finding)
-    told = [Told(min(each, key=_rank), len(each), len(seeds)) for each in found.values()]
-    return tuple(sorted(told, key=lambda each: (_rank(each.finding), -each.seeds)))
-
-
-def _rank(finding: Finding) -> int:
-    return 0 if finding.severity is Severity.WARNING else 1

@@ -30,6 +30,8 @@ class ObservedRun:
     seeds: Mapping[int, Observed]
     """By fresh seed."""
     horizon: int
+    verdicts: Mapping[str, str]
+    """What each stage of the sweep decided, by its name."""
 
 
 def read_run(run: Path) -> ObservedRun:
@@ -55,7 +57,7 @@ def read_run(run: Path) -> ObservedRun:
         raise RunDirError(f"the tables of {run} cannot be read: {problem}; sweep again, or restore them") from problem
     if not seeds:
         raise RunDirError(f"{run} has no trials of its recommended recipe in {rundir.TRIALS}; sweep again")
-    return ObservedRun(seeds, horizon)
+    return ObservedRun(seeds, horizon, {stage["stage"]: stage["verdict"] for stage in result["stages"]})
 
 
 def _of_trial(table: pd.DataFrame, trial: int) -> pd.DataFrame:

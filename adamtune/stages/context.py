@@ -137,6 +137,11 @@ class StageContext:
         self._known: dict[tuple[str, int, int], TrialResult] = {}
 
     @property
+    def verdicts(self) -> dict[str, str]:
+        """What each stage has decided so far, by its name."""
+        return {name: str(answer.verdict) for name, answer in self.answers.items()}
+
+    @property
     def horizon(self) -> int:
         """Steps of the run the recipe is for."""
         return self.spec.horizon

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from adamtune.diagnosis import Severity, Told, counted
+from adamtune.diagnosis import Severity, Told, counted, without_asked
 from adamtune.diagnosis.trials import observed
 from adamtune.errors import RecipeError
 from adamtune.evidence import Verdict
@@ -49,8 +49,11 @@ def run(context: StageContext, incumbent: Recipe) -> StageAnswer:
 
 
 def found_until_now(context: StageContext, recipe: Recipe) -> tuple[Told, ...]:
-    """What the rules find in the trials of a recipe to the horizon until now; nothing is trained."""
-    return counted([observed(result, context.groups) for result in _probed(context, recipe)])
+    """What the rules find in the trials of a recipe to the horizon until now, less what stages have settled; nothing is
+    trained.
+    """
+    found = counted([observed(result, context.groups) for result in _probed(context, recipe)])
+    return without_asked(found, context.verdicts)
 
 
 def _probed(context: StageContext, recipe: Recipe) -> list[TrialResult]:
