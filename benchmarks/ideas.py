@@ -100,7 +100,7 @@ IDEAS = {
     "embedding-lr": Idea(
         "does a lower lr of pretrained embeddings help?",
         "finetune_minilm_whole",
-        _values(partial(_group, "embeddings"), 1, 0.3, 0.1, 0),
+        _values(partial(_group, "embeddings"), 1, 0.1, 0),
     ),
     "table-lr": Idea(
         "does a lower lr of embedding tables help a recommender?",

@@ -241,6 +241,37 @@ def test_a_worker_is_given_up_when_its_beat_stands_still_and_what_it_says_later_
     queue.close()
 
 
+def test_what_a_holder_answers_as_it_goes_is_heard_at_the_next_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes its job and answers between our reading of the queue and our missing it."""
+    monkeypatch.setattr("adamtune.engines.work_queue.BEAT", 0.0)
+    storage, held = optuna.storages.InMemoryStorage(), HeldTrials(task(), CPU)
+    queue = WorkQueue(storage, "run", {"ref": "-", "args": {}, "name": "toy"})
+    (study,) = storage.get_all_studies()
+
+    def answer() -> None:
+        (trial,) = storage.get_all_trials(study._study_id, states=(TrialState.WAITING,))
+        storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
+        storage.set_trial_user_attr(trial._trial_id, "worker", "other")
+        told = storage.get_study_user_attrs(study._study_id)["task"]["sitting"]
+        text = answer_to(trial.user_attrs["job"], lambda: held)
+        storage.set_trial_user_attr(trial._trial_id, "answer", [told, text])
+        storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE)
+
+    queue.submit(Job(0, ASKED[0], ((7, True),)))
+    answer()
+    assert [heard.lost for heard in queue.answers()] == [""]
+    queue.submit(Job(0, ASKED[0], ((7, True), (24, True))))
+    storage.set_study_user_attr(study._study_id, "worker/other", None)
+    before = storage.get_all_trials(study._study_id)
+    answer()
+    with monkeypatch.context() as late:
+        late.setattr(storage, "get_all_trials", lambda *args, **kwargs: before)
+        assert not list(queue.answers())
+    (heard,) = queue.answers()
+    assert heard.done is not None
+    assert_same([heard.done.result], alone(task(), ASKED[:1]), 0.0)
+
+
 def test_a_worker_of_this_machine_is_alive_as_long_as_its_process_is(tmp_path: Path) -> None:
     with workplace(tmp_path, count=1) as (engine, local, noted):
         queue: Any = engine._workplace

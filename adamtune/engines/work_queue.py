@@ -186,7 +186,8 @@ class WorkQueue:
         holder = trial.user_attrs["holder"]
         if trial.state is TrialState.WAITING and holder and self._gone(holder):
             self._holder.pop(number, None)
-            self._storage.set_trial_user_attr(trial._trial_id, "holder", "")
+            with suppress(UpdateFinishedTrialError):  # it has taken it since we looked, and answered before it went
+                self._storage.set_trial_user_attr(trial._trial_id, "holder", "")
         return None
 
     def _give_up(self, trial_id: int, number: int, worker: str) -> Answer | None:
