@@ -12,6 +12,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
+from adamtune.errors import InputError
 from adamtune.search import open_storage, patient
 
 
@@ -105,3 +106,22 @@ def test_sqlite_writes_ahead_and_stock_tools_read_it(tmp_path: Path) -> None:
     assert optuna.load_study(study_name="s", storage=url).best_value == 2.0
     with (tmp_path / "a.db").open("rb") as file:
         assert file.read(20)[18] == 2  # the file format's version for write-ahead logging
+
+
+def test_many_may_start_on_an_empty_database_at_once(tmp_path: Path) -> None:
+    """As workers of a cluster do that are started beside the sweep: one makes the tables, the others find them."""
+    together, failed = threading.Barrier(8), []
+
+    def start() -> None:
+        together.wait()
+        try:
+            open_storage(f"sqlite:///{tmp_path / 'new.db'}", tmp_path).get_all_studies()
+        except InputError as problem:
+            failed.append(problem)
+
+    threads = [threading.Thread(target=start) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed

@@ -198,16 +198,6 @@ def test_a_callable_without_signature_is_a_task_reference_error() -> None:
         load_task("builtins:dict")  # ValueError: no signature found
 
 
-def test_tensors_of_unequal_length_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"length|rows|size"):
-        take(supervised((ROWS[:8], TARGETS)), 1)  # trains on the first 8 silently
-
-
-def test_no_rows_at_all_say_so() -> None:
-    with pytest.raises(ValueError, match=r"no batch|empty"):
-        take(supervised((ROWS[:0], TARGETS[:0])), 1)  # ZeroDivisionError
-
-
 # OMP_NUM_THREADS may be a list by OpenMP's own rules
 def test_omp_num_threads_may_be_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "2,1")

@@ -11,10 +11,14 @@ from typing import Any
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm.exc import ObjectDeletedError, StaleDataError
 
 PATIENCE = 300.0
 """Seconds for which a call is made again before its error is raised: a database server restarts within them."""
+_OPENINGS = 20
+"""Times to try whether another process has made the tables by now."""
+
 _BUSY = 60
 """Seconds that SQLite waits for another process's lock."""
 
@@ -34,6 +38,20 @@ class PatientStorage(RDBStorage):
         event.listen(self.engine, "connect", _write_ahead)
         self.remove_session()
         self.engine.dispose()  # the connection that made the tables was made before
+
+
+def opened(url: str, on_note: Callable[[str], None] = lambda note: None) -> PatientStorage:
+    """The storage at `url`, whose tables are made where there are none, also by several processes at once: of those
+    that start on an empty database all but one find a table that another has just made (Optuna does not look again).
+    """
+    for _ in range(_OPENINGS):
+        try:
+            return PatientStorage(url, on_note)
+        except DBAPIError as problem:
+            if not any(told in str(problem) for told in ("already exists", "UNIQUE", "duplicate key")):
+                raise
+        time.sleep(random.uniform(0.1, 0.5))
+    return PatientStorage(url, on_note)
 
 
 def _write_ahead(connection: Any, _: object) -> None:

@@ -73,9 +73,9 @@ def open_storage(url: str | None, journal: Path, on_note: Callable[[str], None] 
     try:
         if "://" not in url:
             return optuna.storages.get_storage(url)
-        from adamtune.search.patient import PatientStorage  # SQLAlchemy takes a fifth of a second to import
+        from adamtune.search.patient import opened  # SQLAlchemy takes a fifth of a second to import
 
-        return optuna.storages.get_storage(PatientStorage(url, on_note))
+        return optuna.storages.get_storage(opened(url, on_note))
     except Exception as problem:  # SQLAlchemy's, the driver's or Optuna's own: all mean that the URL is no use
         told = without_those_of(url, _first_line(problem))
         if isinstance(problem, ImportError) and url.startswith("postgres"):
