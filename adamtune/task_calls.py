@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from adamtune import yaml_text
 from adamtune.errors import AdamtuneError, Problem, RecipeError, TaskError
 from adamtune.groups import group_of, kinds, param_groups, takes, trainable
-from adamtune.recipe import Recipe
+from adamtune.recipe import Match, Recipe
 from adamtune.task import Batch, Task, describe_exception
 
 _USED = "_adamtune_used"
@@ -65,17 +65,24 @@ def with_named_groups(recipe: Recipe, task: Task, model: nn.Module) -> Recipe:
         raise TaskError(f"{what}; it must return parameter names, or patterns such as 'head.*', by group") from problem
     source = f"groups of task '{task.name}'"
     kind_of = kinds(model)
+    own: set[str] = set()
     for name, params in named.items():
         if any(rule.name == name for rule in recipe.groups):
             continue
         data = recipe.model_dump()
         data["groups"] = [*data["groups"], {"name": name, "match": {"params": params}}]
         extended = yaml_text.validate(Recipe, data, source, RecipeError)
-        if any(group_of(extended, param, kind) == name for param, kind in kind_of.items()):
+        for pattern in extended.groups[-1].match.params or ():
+            if not any(takes(Match(params=(pattern,)), param, kind) for param, kind in kind_of.items()):
+                what = f"'{pattern}' matches no parameter of the model, which has e.g. {', '.join(list(kind_of)[:4])}"
+                raise RecipeError(source, [Problem(f"$.{name}", what)])
+        match = extended.groups[-1].match
+        takers = {group_of(extended, param, kind) for param, kind in kind_of.items() if takes(match, param, kind)}
+        if name in takers:
             recipe = extended
-        elif not any(takes(extended.groups[-1].match, param, kind) for param, kind in kind_of.items()):
-            some = ", ".join(list(kind_of)[:4])
-            what = f"{params} match no parameter of the model, which has e.g. {some}"
+            own.add(name)
+        elif taken := sorted(takers & own):
+            what = f"is left nothing by '{taken[0]}', which the task names before it; put '{name}' first, or drop one"
             raise RecipeError(source, [Problem(f"$.{name}", what)])
     return recipe
 

@@ -121,6 +121,7 @@ MORE_LR = Finding("frozen-group", Severity.WARNING, "it stands still", "raise lr
 CLIP_GROUP = Finding(
     "v-hat-lag", Severity.WARNING, "a burst", "clip", remedy={"clip_norm": 1.0, "groups.head.lr_mult": 0.3}
 )
+GROUP_EPS = Finding("eps-size", Severity.WARNING, "eps", "lower it", "head", {"groups.head.eps": 1e-8})
 NO_REMEDY = Finding("nonfinite-state", Severity.WARNING, "NaN", "look at the data")
 
 
@@ -134,6 +135,7 @@ NO_REMEDY = Finding("nonfinite-state", Severity.WARNING, "NaN", "look at the dat
         (CLIP_GROUP, {"clip": "kept", "groups": "kept"}, "clip and groups were"),
         (CLIP_GROUP, {"clip": "kept"}, ""),
         (NO_REMEDY, dict.fromkeys(STAGES, "kept"), ""),
+        (GROUP_EPS, dict.fromkeys(STAGES, "kept"), ""),
     ],
 )
 def test_what_the_sweep_has_asked_about_is_no_warning_any_more(
@@ -144,7 +146,7 @@ def test_what_the_sweep_has_asked_about_is_no_warning_any_more(
     (told,) = [each for each in found if each.finding.rule == finding.rule]
     assert (told.seeds, told.of) == (3, 5)
     if settled:
-        assert told.finding.advice == f"nothing: {settled} asked and settled by evidence (else: {finding.advice})"
+        assert told.finding.advice == f"nothing: {settled} asked and decided by evidence (else: {finding.advice})"
         assert (told.finding.severity, told.finding.remedy) == (Severity.NOTE, {})
         assert found == (other, told)
     else:

@@ -71,4 +71,4 @@ def test_what_a_stage_has_settled_is_a_note_in_the_end(tmp_path: Path) -> None:
     for found in (result.findings, diagnose(tmp_path / "run").findings):
         (told,) = [each.finding for each in found if each.finding.rule == "eps-size"]
         assert told.severity is Severity.NOTE
-        assert told.advice.startswith("nothing: eps was asked and settled by evidence (else: ")
+        assert told.advice.startswith("nothing: eps was asked and decided by evidence (else: ")

@@ -55,6 +55,8 @@ def raising(model: nn.Module) -> Any:
     ("groups", "error", "told"),
     [
         (lambda model: {"lower": ["1.*"]}, RecipeError, r"groups of task 'two-parts': \$.lower: .*e.g. 0.weight"),
+        (lambda model: {"lower": ["0.*", "zzz"]}, RecipeError, r"\$.lower: 'zzz' matches no parameter"),
+        (lambda model: {"all": ["*"], "lower": ["0.*"]}, RecipeError, r"\$.lower: is left nothing by 'all'"),
         (lambda model: {"two words": ["0.*"]}, RecipeError, "groups of task 'two-parts'.*two words"),
         (lambda model: {"lower": []}, RecipeError, "groups of task 'two-parts'.*must name"),
         (lambda model: {"lower": [model]}, RecipeError, "groups of task 'two-parts'"),

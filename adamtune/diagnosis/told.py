@@ -74,10 +74,11 @@ def _less(told: Told, verdicts: Mapping[str, str]) -> Told:
     asked = bool(stages) and all(verdicts.get(stage) in ("changed", "kept") for stage in stages)
     if finding.severity is not Severity.WARNING or not asked:
         return told
-    advice = f"nothing: {' and '.join(stages)} {'was' if len(stages) == 1 else 'were'} asked and settled by evidence"
+    advice = f"nothing: {' and '.join(stages)} {'was' if len(stages) == 1 else 'were'} asked and decided by evidence"
     advice += f" (else: {finding.advice})"
     return replace(told, finding=replace(finding, severity=Severity.NOTE, advice=advice, remedy={}))
 
 
 def _stage(knob: str) -> str:
-    return "groups" if knob.startswith("groups.") else _STAGES.get(knob, knob)
+    """The stage that asks about a knob; of a group's, there is one for its lr only."""
+    return "groups" if knob.startswith("groups.") and knob.endswith(".lr_mult") else _STAGES.get(knob, knob)
