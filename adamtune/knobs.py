@@ -104,3 +104,10 @@ KNOBS = {
     )
 }
 """The knobs of numbers, which a spec may narrow; weight_decay may also be 0, and clip_norm off."""
+
+_STAGE_OF = {"clip_norm": "clip"}
+
+
+def stage_of(knob: str) -> str:
+    """The name of the stage that asks about a knob. Of a param group's own values, only lr has one: `groups`."""
+    return "groups" if knob.startswith("groups.") and knob.endswith(".lr_mult") else _STAGE_OF.get(knob, knob)

@@ -21,7 +21,7 @@ from pydantic import (
 
 from adamtune import yaml_text
 from adamtune.errors import Problem, RecipeError, SpecError, TaskReferenceError
-from adamtune.knobs import KNOBS, Knob
+from adamtune.knobs import KNOBS, Knob, stage_of
 from adamtune.passwords import left_out, without_passwords
 from adamtune.recipe import Frozen, Number, Recipe, Whole, load_recipe
 from adamtune.task import TaskReference
@@ -45,9 +45,6 @@ StageName = Literal[
 ]
 STAGES: tuple[StageName, ...] = get_args(StageName)
 """In the order they are asked: lr first, since it dominates."""
-
-_STAGE_OF = {"clip_norm": "clip"}
-"""The stage that asks for a knob, where it is not called as the knob is."""
 
 FRESH_SEEDS = 5
 """The fewest seeds of the final figures. They are no stage's seeds."""
@@ -223,9 +220,9 @@ class Spec(Frozen):
         """Bounds of a knob that no stage listed would search are a mistake. lr is moved by nearly every stage."""
         stages = info.data.get("stages")
         given = [name for name in KNOBS if name != "lr" and getattr(space, name) is not None]
-        idle = [name for name in given if stages is not None and _STAGE_OF.get(name, name) not in stages]
+        idle = [name for name in given if stages is not None and stage_of(name) not in stages]
         if idle:
-            names, asking = ", ".join(idle), ", ".join(_STAGE_OF.get(name, name) for name in idle)
+            names, asking = ", ".join(idle), ", ".join(stage_of(name) for name in idle)
             raise ValueError(
                 f"has bounds for {names}, which none of the stages listed searches; list {asking} too, or leave the "
                 "bounds out"

@@ -143,6 +143,17 @@ def measured(task: Task, name: str, value: Any) -> float:
     return float(value)
 
 
+@contextmanager
+def faults_told(task: Task, when: str) -> Iterator[None]:
+    """What the task's own code raises in the block, as `raised` tells it."""
+    try:
+        yield
+    except AdamtuneError:
+        raise
+    except Exception as problem:  # a stranger's code may raise anything
+        raise raised(task, when, problem) from problem
+
+
 def raised(task: Task, when: str, problem: BaseException) -> TaskError:
     """What to raise where the task's own code raised `problem`, `when` being such as `at training step 3`."""
     if isinstance(problem, torch.OutOfMemoryError):

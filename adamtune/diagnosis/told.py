@@ -8,9 +8,7 @@ from typing import Any
 
 from adamtune.diagnosis.finding import Finding, Observed, Severity
 from adamtune.diagnosis.judging import findings
-
-_STAGES = {"clip_norm": "clip"}
-"""Knobs whose stage is not called as they are, nor is `groups`."""
+from adamtune.knobs import stage_of
 
 
 @dataclass(frozen=True)
@@ -70,15 +68,10 @@ def without_asked(found: Sequence[Told], verdicts: Mapping[str, str]) -> tuple[T
 
 def _less(told: Told, verdicts: Mapping[str, str]) -> Told:
     finding = told.finding
-    stages = dict.fromkeys(_stage(knob) for knob in finding.remedy)
+    stages = dict.fromkeys(stage_of(knob) for knob in finding.remedy)
     asked = bool(stages) and all(verdicts.get(stage) in ("changed", "kept") for stage in stages)
     if finding.severity is not Severity.WARNING or not asked:
         return told
     advice = f"nothing: {' and '.join(stages)} {'was' if len(stages) == 1 else 'were'} asked and decided by evidence"
     advice += f" (else: {finding.advice})"
     return replace(told, finding=replace(finding, severity=Severity.NOTE, advice=advice, remedy={}))
-
-
-def _stage(knob: str) -> str:
-    """The stage that asks about a knob; of a group's, there is one for its lr only."""
-    return "groups" if knob.startswith("groups.") and knob.endswith(".lr_mult") else _STAGES.get(knob, knob)

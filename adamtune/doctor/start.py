@@ -8,11 +8,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from adamtune.errors import AdamtuneError
 from adamtune.groups import trainable
 from adamtune.randomness import RandomState, Stream, derive_seed, seed_torch
 from adamtune.task import Batch, Task, batch_to
-from adamtune.task_calls import check_loss, new_model, next_batch, raised
+from adamtune.task_calls import check_loss, faults_told, new_model, next_batch
 
 _CPU = torch.device("cpu")
 
@@ -26,16 +25,12 @@ class Start:
         self._random = RandomState(derive_seed(seed, Stream.INIT))
         with self._random.active(_CPU):
             seed_torch(derive_seed(seed, Stream.INIT), _CPU)
-            try:
+            with faults_told(task, "before training"):
                 self.model = new_model(task)
                 generator = torch.Generator().manual_seed(derive_seed(seed, Stream.DATA))
                 self._batches: Iterator[Batch] = iter(task.train_batches(generator))
                 seed_torch(derive_seed(seed, Stream.STEP), _CPU)
                 self.batch = next_batch(task, self._batches, 0, 1)
-            except AdamtuneError:
-                raise
-            except Exception as problem:
-                raise raised(task, "before training", problem) from problem
 
     def draw(self, most: int, seconds: float) -> tuple[int, float]:
         """Draw batches until `most` are drawn, the first included, or `seconds` are over: how many more, in what time.
@@ -45,12 +40,8 @@ class Start:
         began, step = time.perf_counter(), 1
         with self._random.active(_CPU):
             while step < most and time.perf_counter() - began < seconds:
-                try:
+                with faults_told(self._task, f"at batch {step + 1}"):
                     next_batch(self._task, self._batches, step, most)
-                except AdamtuneError:
-                    raise
-                except Exception as problem:
-                    raise raised(self._task, f"at batch {step + 1}", problem) from problem
                 step += 1
         return step - 1, time.perf_counter() - began
 
@@ -58,13 +49,9 @@ class Start:
         """Move to `device` and go forth and back once: the loss, and the gradient of every trainable parameter."""
         with self._random.active(device):
             seed_torch(derive_seed(self._seed, Stream.STEP), device)
-            try:
+            with faults_told(self._task, "at training step 1"):
                 model = self.model.to(device).train()
                 loss = self._task.loss(model, batch_to(self.batch, device))
                 check_loss(self._task, loss, 0)
                 loss.reshape(()).backward()  # type: ignore[no-untyped-call]
-            except AdamtuneError:
-                raise
-            except Exception as problem:
-                raise raised(self._task, "at training step 1", problem) from problem
         return float(loss.detach()), {name: param.grad for name, param in trainable(model)}

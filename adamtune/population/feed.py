@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from adamtune.errors import AdamtuneError
 from adamtune.randomness import RandomState, Stream, TorchState, derive_seed, seed_torch
 from adamtune.task import Batch, Task, batch_to
-from adamtune.task_calls import new_model, next_batch, raised
+from adamtune.task_calls import faults_told, new_model, next_batch, raised
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,10 @@ class Feed:
         self._random = RandomState(derive_seed(seed, Stream.INIT))
         with self._random.active(device):
             seed_torch(derive_seed(seed, Stream.INIT), device)
-            try:
+            with faults_told(task, "before training"):
                 self.model: nn.Module = new_model(task).to(device)
                 generator = torch.Generator().manual_seed(derive_seed(seed, Stream.DATA))
                 self._batches: Iterator[Batch] = iter(task.train_batches(generator))
-            except AdamtuneError:
-                raise
-            except Exception as problem:
-                raise raised(task, "before training", problem) from problem
 
     def forget_model(self) -> None:
         """Let go of the model at the start; only its copies are trained."""
