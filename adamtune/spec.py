@@ -104,6 +104,12 @@ class Objective(Frozen):
     time_to: Number | None = None
     """A value of the objective; where given, the result also says after how many steps it was reached."""
 
+    @model_validator(mode="after")
+    def _with_its_direction(self) -> Self:
+        if self.name != "loss" and "direction" not in self.model_fields_set:
+            raise ValueError(f"names the metric {self.name} without a direction; add direction: minimize, or maximize")
+        return self
+
 
 def _auto_or_list(value: object) -> object:
     """None stands for `auto`."""

@@ -324,9 +324,6 @@ def _check_objective(spec: Spec, task: Task) -> None:
         what = f"the task '{task.name}' has no metric '{spec.objective.name}'; {nearest(spec.objective.name, names)}"
         what += "" if task.metrics else "; a Task takes others as metrics={name: function}"
         raise SpecError("spec", [Problem("$.objective.name", what)])
-    if spec.objective.name != "loss" and "direction" not in spec.objective.model_fields_set:
-        what = f"required with a metric: say whether {spec.objective.name} is to minimize or to maximize"
-        raise SpecError("spec", [Problem("$.objective.direction", what)])
 
 
 def _provenance(context: StageContext, conclusion: Conclusion, run_dir: Path) -> dict[str, Any]:

@@ -318,8 +318,8 @@ def _function(reference: TaskReference) -> Callable[..., Any]:
 
 def _here(problem: BaseException) -> str:
     """What to do where a task file asks for a module that lies in the working directory, but not beside the file."""
-    name = ((problem.name or "") if isinstance(problem, ModuleNotFoundError) else "").partition(".")[0]
-    if not name or not (Path(f"{name}.py").is_file() or Path(name).is_dir()):
+    name = (problem.name or "") if isinstance(problem, ModuleNotFoundError) else ""
+    if not name or "." in name or not (Path(f"{name}.py").is_file() or Path(name).is_dir()):
         return ""
     return f"; a task file finds what lies beside it: set PYTHONPATH=. to let it find the '{name}' that lies here"
 

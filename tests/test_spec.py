@@ -395,3 +395,15 @@ def test_a_spec_changed_at_random_is_a_spec_or_a_spec_error(tmp_path: Path, data
         assert error.problems  # noqa: PT017 - either end is fine
     else:
         assert spec.horizon >= 1
+
+
+def test_a_spec_that_names_a_metric_says_its_direction(tmp_path: Path) -> None:
+    """An accuracy that is minimized by default would be tuned for the worst."""
+    path = tmp_path / "mine.yaml"
+    path.write_text("task: {ref: m:f}\nhorizon: 10\nobjective: {name: accuracy}\n")
+    with pytest.raises(
+        SpecError, match=r"mine\.yaml: \$\.objective.*accuracy without a direction; add direction: minimize"
+    ):
+        load_spec(path)
+    path.write_text(path.read_text().replace("accuracy}", "accuracy, direction: maximize}"))
+    assert load_spec(path).objective.direction == "maximize"

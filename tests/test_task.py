@@ -407,6 +407,10 @@ def test_a_module_that_lies_here_and_not_beside_the_task_file_is_told_how_to_fin
     with pytest.raises(TaskReferenceError) as caught:
         load_task("deeper/other.py:task")
     assert "PYTHONPATH" not in str(caught.value)
+    (folder / "adamtune").mkdir()  # as in a clone: what is missing is not the package
+    with pytest.raises(TaskReferenceError) as caught:
+        load_task("adamtune.tasks.digit:task")
+    assert "PYTHONPATH" not in str(caught.value)
 
 
 def test_a_function_that_forgot_to_return_is_asked_whether_it_did(folder: Path) -> None:
