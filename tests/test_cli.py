@@ -247,7 +247,11 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
         (f"task: {{ref: '{TASKS}:seprable'}}\nhorizon: 100", "did you mean 'separable'?"),
         (f"task: {{ref: '{TASKS}:no_task'}}\nhorizon: 100", "returned a str; it must return an adamtune.Task"),
         (f"task: {{ref: '{TASKS}:separable', args: {{p: 1}}}}\nhorizon: 100", "does not take these task args: got an"),
-        (f"task: {{ref: '{TASKS}:separable'}}\nhorizon: 99\nobjective: {{name: acc}}", "no metric 'acc'; "),
+        (f"task: {{ref: '{TASKS}:separable'}}\nhorizon: 99\nobjective: {{name: acc}}", "acc without a direction; add"),
+        (
+            f"task: {{ref: '{TASKS}:separable'}}\nhorizon: 99\nobjective: {{name: acc, direction: maximize}}",
+            "no metric 'acc'; ",
+        ),
         (
             f"task: {{ref: '{TASKS}:separable'}}\nhorizon: 99\nbudget: {{steps: 9}}",
             "the budget of 9 steps is too small",
