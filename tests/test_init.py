@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import select
 import shlex
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import pytest
 from adamtune.cli.app import run
 
 Capture = pytest.CaptureFixture[str]
+LEAVING = ["\x03", "\x04"]  # Ctrl-C, Ctrl-D
 
 
 @pytest.fixture(autouse=True)
@@ -156,10 +158,16 @@ def on_a_terminal(elsewhere: Path) -> Callable[[str], tuple[int, str]]:
         os.close(theirs)
         shown, left = "", answers.splitlines(keepends=True)
         try:
-            while part := os.read(ours, 4096):
+            while True:
+                while not select.select([ours], [], [], 1.0)[0]:
+                    # As a person would, again: a Ctrl-C before it reads is noticed at the next key only.
+                    if answers in LEAVING and not left:
+                        os.write(ours, answers.encode())
+                if not (part := os.read(ours, 4096)):
+                    break
                 shown += part.decode().replace("\r\n", "\n")
                 if left and shown.endswith("]: "):  # it asks
-                    time.sleep(0.2)  # as a person: a Ctrl-C before it reads would be noticed at the next key only
+                    time.sleep(0.2)  # and now reads, mostly
                     os.write(ours, left.pop(0).encode())
         except OSError:  # the other end is closed
             pass
@@ -185,7 +193,7 @@ def test_on_a_terminal_what_is_given_is_not_asked(on_a_terminal: Callable[..., t
     assert (code, shown.count("?")) == (0, 1)
 
 
-@pytest.mark.parametrize("key", ["\x03", "\x04"])  # Ctrl-C, Ctrl-D
+@pytest.mark.parametrize("key", LEAVING)
 def test_who_leaves_at_a_question_has_nothing_written(
     key: str, on_a_terminal: Callable[..., tuple[int, str]], elsewhere: Path
 ) -> None:
