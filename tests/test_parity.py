@@ -244,6 +244,23 @@ class Masked(nn.Module):
         return self.out((mixed + functional.scaled_dot_product_attention(q, k, v, own)).flatten(1))
 
 
+class Causal(nn.Module):
+    """Attention that does not look ahead, over short sequences and over longer ones, of queries and of keys."""
+
+    def __init__(self, queries: int, keys: int) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(1, 18), nn.Linear(6 * queries, 1)
+        self.queries, self.keys = queries, keys
+
+    def forward(self, x: Tensor) -> Tensor:
+        long = torch.stack([x * (place + 1) / 70 for place in range(18)], 1).flatten(1).unsqueeze(2)
+        q, k, v = self.qkv(long).unflatten(2, (3, 2, 3)).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = q[:, :, : self.queries], k[:, :, : self.keys], v[:, :, : self.keys]
+        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        mixed = functional.scaled_dot_product_attention(mixed, k, v, scale=0.4)
+        return self.out(mixed.transpose(1, 2).flatten(1))
+
+
 def encoder() -> nn.Module:
     layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.2, batch_first=True)
     return Seen(lambda x: x.unsqueeze(2).expand(-1, -1, 8), layer, nn.Flatten(), nn.Linear(32, 1))
@@ -297,6 +314,14 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
         nn.AvgPool2d(2, 1), out=4,
     ),
     "masked attention": Masked,
+    "causal attention": lambda: Causal(6, 6),
+    "causal attention of few to many": lambda: Causal(3, 5),
+    "causal attention over 70": lambda: Causal(70, 70),
+    "layer norm of images": convolved(nn.Conv2d(2, 3, 2), nn.LayerNorm((3, 5, 5), eps=0.1), nn.ReLU(), out=75),
+    "layer norm without a bias": lambda: nn.Sequential(
+        nn.Linear(4, 8), nn.LayerNorm(8, bias=False), nn.GELU(), nn.LayerNorm(8, elementwise_affine=False),
+        nn.Linear(8, 1),
+    ),
     "weight norm": weight_normed,
 }  # fmt: skip
 
@@ -356,7 +381,21 @@ def shaped(to: Callable[[Tensor], Any], loss: Callable[[nn.Module, Any], Tensor]
     )
 
 
+def classes_loss(model: nn.Module, x: Tensor) -> Tensor:
+    """Cross entropies of all kinds; some rows do not count."""
+    scores = torch.cat([model(x), x], 1)
+    classes = (10 * x[:, 0]).long() % 4
+    some = torch.where(x[:, 1] > 0.5, -100, classes)
+    weighed = functional.cross_entropy(scores, classes, weight=torch.arange(1.0, 6.0, dtype=scores.dtype))
+    summed = functional.cross_entropy(scores, classes, reduction="sum")
+    shares = functional.cross_entropy(scores, x.repeat(1, 2)[:, :5].softmax(1))
+    each = functional.cross_entropy(scores.unsqueeze(2), classes.unsqueeze(1), ignore_index=2)
+    own = functional.cross_entropy(scores, classes, ignore_index=1)
+    return functional.cross_entropy(scores, some) + weighed + 0.1 * summed + shares + each + own
+
+
 BATCHES = {
+    "classes": shaped(lambda x: x, classes_loss),
     "dict": shaped(dict_batches, dict_loss),
     "named tuple": shaped(lambda x: Pair(x, x.sum(1, keepdim=True)), pair_loss),
     "list": shaped(lambda x: [x, x[:, 0]], list_loss),

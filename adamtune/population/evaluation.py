@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from adamtune.population.stacked_model import Measure, StackedModel
 from adamtune.population.state import Member, NotVectorisable
-from adamtune.randomness import RandomState, Stream, derive_seed, seed_torch
+from adamtune.randomness import RandomState, Stream, TorchState, derive_seed, seed_torch
 from adamtune.task import Batch, Task, batch_rows, batch_to
 from adamtune.task_calls import no_validation
 from adamtune.trial import autocast
@@ -23,7 +27,14 @@ def evaluate(
     Raises `NotVectorisable`, and what the task raises.
     """
     values: list[dict[str, float]] = [{} for _ in members]
-    for seed in dict.fromkeys(member.request.seed for member in members):  # whose noise in evaluation is its own
+    seeds = list(dict.fromkeys(member.request.seed for member in members))
+    if len(seeds) > 1:
+        own = _Evaluation(task, seeds[0], members[0], model, device)
+        with suppress(Exception):  # by seed it will be told, or succeed
+            values = own.together(list(range(len(members))))
+            if not own.drew:
+                return values
+    for seed in seeds:  # each has noise of its own
         rows = [row for row, member in enumerate(members) if member.request.seed == seed]
         own = _Evaluation(task, seed, members[0], model, device)
         try:
@@ -38,12 +49,14 @@ def evaluate(
 
 
 class _Evaluation:
-    """Of the members of one seed."""
+    """Of members with the noise of one seed."""
 
     def __init__(self, task: Task, seed: int, member: Member, model: StackedModel, device: torch.device) -> None:
         self._task, self._model, self._device = task, model, device
         self._seed = derive_seed(seed, Stream.EVALUATION)
         self._precision = member.request.recipe.precision
+        self.drew = False
+        """Whether random numbers have been drawn."""
 
     def together(self, rows: list[int]) -> list[dict[str, float]]:
         def measure(function: Measure, batch: Batch) -> list[float]:
@@ -73,6 +86,7 @@ class _Evaluation:
             autocast(self._precision, self._device),
         ):
             seed_torch(self._seed, self._device)
+            before_it = self._chance()
             for host_batch in self._task.val_batches():
                 batch = batch_to(host_batch, self._device)
                 size = batch_rows(batch)
@@ -80,8 +94,15 @@ class _Evaluation:
                 for name, function in measures.items():
                     for place, value in enumerate(measure(function, batch)):
                         sums[name][place] += size * value
+            self.drew = before_it != self._chance()
         if self._model.numbers() != before:  # a trial alone keeps it once, and here each seed measures in turn
             raise NotVectorisable("its model keeps something of what it is evaluated on")
         if not total:
             raise no_validation(self._task)
         return [{name: sums[name][place] / total for name in measures} for place in range(count)]
+
+    def _chance(self) -> tuple[object, ...]:
+        """Where the random streams stand."""
+        words: Any
+        name, words, *rest = np.random.get_state()
+        return TorchState.now(self._device), random.getstate(), name, words.tobytes(), *rest

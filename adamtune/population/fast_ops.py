@@ -8,6 +8,8 @@ slowly, or is refused. Why each is quicker (measured on CPU):
 - `conv2d`, `max_pool2d`: the members become channels, in channels-last layout, as one grouped convolution; channels
   first it is 2.5 times slower, and max-pooling 16 times.
 - `scaled_dot_product_attention`: the members join the batch; vmap runs the fused kernel once a member.
+- `layer_norm`: the members join the batch, and the kernel gets the weight and bias without which it is half as quick.
+- `cross_entropy`: the members join the batch; vmap takes it apart into a dozen small operations.
 - `dropout`: the noise is drawn once for all members (they share a seed), in the order in which one model draws it.
 - `group_norm`: the members join the batch; vmap's own refuses channels-last layouts.
 
@@ -23,6 +25,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+
+from adamtune.population import short_attention
 
 try:
     from torch._C._functorch import (
@@ -166,7 +170,11 @@ def _attention(
     if "attn_mask" in options and is_batchedtensor(options["attn_mask"]):
         return None
     q, k, v = folded
-    out = functional.scaled_dot_product_attention(q, k, v, *args, **options)
+    usual = mask is None and len(args) < 3 and not options.get("enable_gqa")
+    if usual and short_attention.is_short(q, k):
+        out = short_attention.attention(q, k, v, options.get("is_causal", False), options.get("scale"))
+    else:
+        out = functional.scaled_dot_product_attention(q, k, v, *args, **options)
     return out.view(count, -1, *out.shape[1:]), 0
 
 
@@ -210,6 +218,55 @@ def _group_norm(
     return scaled.to(out.dtype), 0
 
 
+def _layer_norm(
+    count: int,
+    dims: Sequence[int | None],
+    x: Tensor,
+    shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Folded | None:
+    if (
+        dims[0] is None
+        or weight is None
+        or bias is None
+        or list(dims[1:3]) != [0, 0]
+        or torch.is_autocast_enabled("cpu")
+    ):
+        return None
+    x = x.movedim(dims[0], 0)
+    own = [count, *[1] * (x.ndim - 1 - len(shape)), *shape]
+    plain = functional.layer_norm(x, shape, weight.new_ones(shape), weight.new_zeros(shape), eps)
+    return torch.addcmul(bias.view(own), plain, weight.view(own)), 0
+
+
+def _cross_entropy(
+    count: int,
+    dims: Sequence[int | None],
+    scores: Tensor,
+    classes: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Folded | None:
+    # Scores (N, C) and one class a row; the mean over those that count.
+    usual = weight is None and size_average is None and reduce is None and reduction == "mean" and not label_smoothing
+    if not usual or dims[0] is None or scores.ndim != 3 or classes.is_floating_point():
+        return None
+    every = classes.expand(count, *classes.shape) if dims[1] is None else classes.movedim(dims[1], 0)
+    scores = scores.movedim(dims[0], 0)
+    if every.shape != scores.shape[:2]:
+        return None
+    losses = functional.cross_entropy(
+        scores.flatten(0, 1), every.flatten(), ignore_index=ignore_index, reduction="none"
+    )
+    return losses.view(every.shape).sum(1) / (every != ignore_index).sum(1), 0
+
+
 _RULES: dict[Any, Rule] = {
     functional.linear: _linear,
     torch.conv2d: _conv2d,
@@ -217,7 +274,11 @@ _RULES: dict[Any, Rule] = {
     torch.max_pool2d: _max_pool2d,
     functional.scaled_dot_product_attention: _attention,
     functional.group_norm: _group_norm,
+    functional.layer_norm: _layer_norm,
+    functional.cross_entropy: _cross_entropy,
 }
+_BY_KEYWORD = {_group_norm, _layer_norm, _cross_entropy}
+"""Torch hands on to these what follows the first arguments by keyword, always all of it and in this order."""
 
 
 class FastOps(TorchFunctionMode):
@@ -249,7 +310,7 @@ class FastOps(TorchFunctionMode):
         level: int | None = None
         dims: list[int | None] = []
         plain: list[Any] = []
-        if rule is _group_norm:  # torch hands its tensors on by keyword, always in this order
+        if rule in _BY_KEYWORD:
             args, kwargs = (*args, *kwargs.values()), {}
         for arg in args:
             if isinstance(arg, Tensor) and is_batchedtensor(arg):

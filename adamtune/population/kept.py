@@ -29,6 +29,8 @@ class Keeping:
     def __init__(self, model: nn.Module) -> None:
         """Watch `model`, whose modules do not change."""
         self._owners = [(name, type(module).__name__, vars(module)) for name, module in model.named_modules()]
+        self._settled: dict[int, Any] = {}
+        """Values, by identity, that can never hold a tensor: what is in them cannot change."""
 
     def numbers(self) -> dict[str, object]:
         """Counters and flags by name, those in tensors of no dimension too."""
@@ -48,7 +50,11 @@ class Keeping:
         seen: set[int] = set()
         for name, kind, attributes in self._owners:
             for key, value in attributes.items():
-                if type(value) not in _PLAIN and key not in _TORCHS_OWN:
+                if type(value) in _PLAIN or key in _TORCHS_OWN or id(value) in self._settled:
+                    continue
+                if type(value) is tuple and all(type(item) in _PLAIN for item in value):
+                    self._settled[id(value)] = value
+                else:
                     place = f"'{name}.{key}'" if name else f"'{key}' of the model ({kind})"
                     attributes[key] = _without_members(value, place, seen)  # a key that is there, so the walk goes on
 
