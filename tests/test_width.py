@@ -12,7 +12,7 @@ from stacked import CPU, mlp, requests, task
 from torch import Tensor, nn
 
 from adamtune.engines.memory import free_memory
-from adamtune.engines.width import StepTimes, time_steps
+from adamtune.engines.width import StepTimes, time_steps, together
 from adamtune.population.check import check
 
 ASKED = requests()
@@ -39,6 +39,14 @@ def test_stacks_pay_where_they_are_quicker_than_one_by_one(counts: list[int]) ->
         max(counts) > 1 and sum(min(TIMES.seconds(n), n) for n in counts) < 0.97 * sum(counts)
     )
     assert not StepTimes(1.0, ((2, 2.5),), False, "").pays(counts)
+
+
+def test_what_processes_measure_side_by_side_is_as_slow_as_the_slowest() -> None:
+    other = StepTimes(1.5, ((2, 1.3), (4, 1.5), (8, 3.9)), False, "")
+    assert together([TIMES, other]) == StepTimes(1.5, ((2, 1.3), (4, 1.6), (8, 3.9)), False, "")
+    assert together([TIMES, other]).width == 4  # alone it was 8
+    refused = StepTimes(1.0, (), False, "no")
+    assert together([TIMES, refused]) == refused
 
 
 def test_stacks_are_no_wider_than_the_memory_allows() -> None:

@@ -29,7 +29,7 @@ import torch
 from adamtune.engines.cores import core_count
 from adamtune.engines.endings import ending
 from adamtune.engines.forked import STOP, serve
-from adamtune.engines.width import StepTimes
+from adamtune.engines.width import StepTimes, together
 from adamtune.errors import AdamtuneError
 from adamtune.history import History, RungReport, TrialRequest, TrialResult
 from adamtune.task import Task
@@ -115,12 +115,16 @@ class Workers:
         return SharedBatch(self, next(self._numbers), shares, requests, (width, noisy, timeout), on_steps, on_note)
 
     def measure(self, requests: Sequence[TrialRequest], memory: float, most_seconds: float) -> StepTimes:
-        """Step times as `width.time_steps` finds them, in a worker, where the trials will train."""
+        """Step times as `width.time_steps` finds them in all workers at once, as trials will train: they share the
+        memory's bandwidth and the last cache, in which stacks that fit alone may not fit together.
+        """
         for _ in range(MAX_RETRIES):
-            found = self.ask(-1, "measure", {0: (list(requests), memory, most_seconds)})[0]
-            if isinstance(found, StepTimes):
-                return found
-            how = self.replace(0)
+            asked = dict.fromkeys(range(len(self.processes)), (list(requests), memory, most_seconds))
+            found = self.ask(-1, "measure", asked)
+            if LOST not in found.values():
+                return together(list(found.values()))
+            for place, answer in found.items():
+                how = self.replace(place) if answer is LOST else ""
         raise WorkerLost(f"a worker process died each time that step times were measured: {how}; {_MEND}")
 
     def ask(

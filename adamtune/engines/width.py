@@ -71,6 +71,17 @@ class StepTimes:
         return together < _GAIN * self.alone * sum(counts)
 
 
+def together(times: Sequence[StepTimes]) -> StepTimes:
+    """What several processes measured side by side as one: the widths that all have tried, each at its slowest."""
+    told = next((one for one in times if one.note), None)
+    if told is not None:
+        return told
+    by_width = [dict(one.stacked) for one in times]
+    tried = [width for width, _ in times[0].stacked if all(width in seconds for seconds in by_width)]
+    slowest = tuple((width, max(seconds[width] for seconds in by_width)) for width in tried)
+    return StepTimes(max(one.alone for one in times), slowest, any(one.noisy for one in times), "")
+
+
 def time_alone(task: Task, request: TrialRequest, device: torch.device) -> float:
     """Seconds of a training step of one trial; inf where its first raises, as it will again when it trains."""
     timed: list[float] = []
