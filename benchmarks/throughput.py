@@ -59,8 +59,8 @@ from benchmarks import lr_tasks
 
 CASES: dict[str, tuple[Callable[[], Task], int, int]] = {  # the task, how many trials, steps of each
     "digits-mlp": (digits.task, 96, 300),
-    "digits-cnn": (lambda: digits.task("cnn"), 24, 100),
-    "char-gpt-8": (lambda: chars.task(batch_size=8), 16, 80),
+    "digits-cnn": (lambda: digits.task("cnn"), 48, 300),
+    "char-gpt-8": (lambda: chars.task(batch_size=8), 32, 160),
     "char-gpt-32": (lambda: chars.task(batch_size=32), 16, 40),
     "digits-mlp-512": (lambda: digits.task(batch_size=512), 48, 80),
     "char-gru": (lambda: lr_tasks.CASES["char-gru"]().task, 16, 80),

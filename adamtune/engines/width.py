@@ -27,7 +27,7 @@ _GAIN = 0.97
 """A stack must need at most this share of the time that its trials need one by one."""
 _STILL_FALLING = 0.95
 """Wider stacks are tried while the time a member needs falls below this share of the last width's."""
-_TIMED = 3
+_TIMED = 10
 """Steps timed at each width, after one to warm up; the quickest counts."""
 _TIMED_ALONE = 5
 """Steps of each of two measurements of a trial alone: what a rung costs beside its steps must not weigh."""
