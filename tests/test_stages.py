@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 from formulas import NAN, Bench, Formula, bench, noise
@@ -19,6 +20,7 @@ from adamtune.spec import STAGES, Budget, Objective, Spec, TaskSpec
 from adamtune.stages import REGISTRY, lr, lr_range
 from adamtune.stages.choose import Question, choose, numbers
 from adamtune.stages.context import CONFIRM_SEEDS, BudgetSpent, Seeds, StageAnswer, StageContext
+from adamtune.stages.factorial import notches
 from adamtune.stages.lr import ladder
 from adamtune.stages.lr_bracket import bracket, for_horizon
 from adamtune.stages.lr_curve import RangeStatus, read_curve, smooth
@@ -367,6 +369,72 @@ def test_the_lr_stage_keeps_to_its_cost_and_learns_something_where_short_trials_
         assert one.context.answers["lr"].verdict is Verdict.CHANGED
         assert abs(math.log10(recipe.lr / best)) < 2  # the best of those it could pay for
         assert one.engine.steps <= planned
+
+
+# --- lr and other knobs together, where the budget is small
+
+
+def small(formula: Formula, **spec: Any) -> Bench:
+    """A budget of twenty trials, ten of which the last comparison will need."""
+    lab = bench(formula, budget=1000, horizon=100, **spec)
+    lab.context.spec = lab.context.spec.model_copy(update={"budget": Budget(trials=20)})
+    lab.context.answers["lr_range"] = lr_range.run(lab.context, Recipe())
+    return lab
+
+
+def knobs_too(recipe: Recipe, seed: int) -> float:
+    """Less momentum is better, more decay worse, beta2 of no account; lr matters most."""
+    gain = 0.1 * (recipe.betas[0] == 0.8) - 0.1 * (recipe.weight_decay == 0.1)
+    return 2 + bowl(0.02)(recipe, seed) - gain + noise(1e-4, seed, recipe.training_key())
+
+
+def test_a_small_budget_asks_about_betas_and_decay_together_with_lr() -> None:
+    lab = small(knobs_too)
+    answer = lr.run(lab.context, Recipe())
+    assert answer.verdict is Verdict.CHANGED
+    assert abs(math.log10(answer.recipe.lr / 0.02)) < 0.3
+    assert (answer.recipe.betas[0], answer.recipe.weight_decay) == (0.8, 0.01)
+    assert "with beta1 0.8" in answer.reason
+    assert len({str(cell["changes"]) for cell in answer.details["factorial"]}) == 8
+    assert lab.engine.steps == lab.context.budget.spent <= 1000
+
+
+@pytest.mark.parametrize("spec", [{"stages": ["lr_range", "lr"]}, {"base": Recipe(optimizer="sgd")}])
+def test_lr_is_asked_alone_where_the_spec_says_so_or_there_are_no_betas(spec: dict[str, Any]) -> None:
+    lab = small(knobs_too, **spec)
+    incumbent = lab.context.spec.base
+    answer = lr.run(lab.context, incumbent)
+    assert set(incumbent.diff(answer.recipe)) == {"lr"}
+    assert "factorial" not in answer.details
+
+
+def test_a_knob_that_the_spec_bounds_is_not_moved_by_a_notch_and_none_beyond_what_is_known() -> None:
+    bounded = Spec(task=TaskSpec(ref="a:b"), horizon=8, space={"beta1": {"low": 0.7}})
+    assert notches(bounded, Recipe()) == {"beta2": 0.99, "weight_decay": 0.1}
+    assert notches(Spec(task=TaskSpec(ref="a:b"), horizon=8), Recipe(betas=(0.6, 0.95), weight_decay=0.1)) == {}
+    assert notches(Spec(task=TaskSpec(ref="a:b"), horizon=8), Recipe(weight_decay=0.0)) == {
+        "beta1": 0.8,
+        "beta2": 0.99,
+    }
+
+
+def test_knobs_that_short_trials_praise_wrongly_do_not_pass_the_confirmation() -> None:
+    def over_the_run(recipe: Recipe, seed: int) -> float:
+        return 1 + 5 * (recipe.betas != (0.9, 0.999)) + noise(1e-3, seed) + 0.5 * math.log10(recipe.lr / 1e-3) ** 2
+
+    lab = small(over_the_run)
+    lab.engine.short_formula = knobs_too
+    answer = lr.run(lab.context, Recipe())
+    assert answer.verdict is Verdict.KEPT
+    assert answer.recipe == Recipe()
+
+
+def test_a_combination_that_diverges_speaks_against_its_knobs() -> None:
+    def diverging(recipe: Recipe, seed: int) -> float:
+        return math.nan if recipe.betas[0] == 0.8 and recipe.weight_decay == 0.1 else knobs_too(recipe, seed)
+
+    answer = lr.run(small(diverging).context, Recipe())
+    assert (answer.recipe.betas[0], answer.recipe.weight_decay) == (0.9, 0.01)
 
 
 # --- a bracket of short trials

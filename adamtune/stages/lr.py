@@ -11,6 +11,7 @@ from adamtune.evidence import Verdict
 from adamtune.knobs import Knob
 from adamtune.recipe import Recipe
 from adamtune.spec import Spec
+from adamtune.stages import factorial
 from adamtune.stages.context import StageAnswer, StageContext
 from adamtune.stages.costs import confirmation_cost, frugal
 from adamtune.stages.lr_bracket import bracket, for_horizon, lower_end
@@ -29,6 +30,9 @@ _SHORTEST = 8
 
 _SHORT_TRIALS, _UNGUIDED_TRIALS = 8, 14
 """Short trials at most: after a range test, and from the incumbent's lr without one."""
+
+_LEAST_SHORT_TRIALS = 6
+"""Of lr, before other knobs are tried together with it: a bracket from a pair, two more to either side of it."""
 
 _FINE = 0.25
 """Spacing of the full-length trials, in decades."""
@@ -94,7 +98,10 @@ def squeezed(horizon: int) -> int:
 
 
 def cost(spec: Spec) -> int:
-    """Steps, with a confirmation on as many seeds as it is reckoned with."""
+    """Steps, with a confirmation on as many seeds as it is reckoned with.
+
+    Other knobs are tried together with lr where a small budget has more than this for it.
+    """
     guided = spec.stages is None or "lr_range" in spec.stages
     short = (_SHORT_TRIALS if guided else _UNGUIDED_TRIALS) * squeezed(spec.horizon)
     full = 0 if frugal(spec) else _MOST_FINE * spec.seeds * spec.horizon
@@ -104,8 +111,9 @@ def cost(spec: Spec) -> int:
 def run(context: StageContext, incumbent: Recipe) -> StageAnswer:
     """Short trials downhill from where the range test points, and the best of them corrected for the run's length.
 
-    Unless the budget is small, full-length trials around it on all search seeds say it more exactly. What comes of it
-    meets the incumbent on the confirmation seeds.
+    Unless the budget is small, full-length trials around it on all search seeds say it more exactly. Where it is, and
+    the plan is left to `auto`, betas and decay are tried together with lr, by short trials too (`factorial`): no budget
+    is left to ask about them in turn. What comes of it meets the incumbent on the confirmation seeds.
     """
     knob = context.spec.knob("lr")
     ranged = context.answers.get("lr_range")
@@ -113,8 +121,14 @@ def run(context: StageContext, incumbent: Recipe) -> StageAnswer:
     centre = knob.clip(incumbent.lr if guide is None else guide)
     trials = _UNGUIDED_TRIALS if guide is None else _SHORT_TRIALS
     short = squeezed(context.horizon)
+    left = context.budget.steps - context.budget.spent - confirmation_cost(context.spec)
+    for_lr = left - factorial.cost(context.spec, incumbent, short)
+    alone = context.spec.stages is not None or not frugal(context.spec) or for_lr < _LEAST_SHORT_TRIALS * short
+    together = not alone and bool(factorial.notches(context.spec, incumbent))
+    trials = min(trials, int(for_lr // short)) if together else trials
     found = bracket(context, lambda lr: incumbent.with_knob("lr", lr), centre, short, trials, knob, baseline=False)
-    best = knob.clip(for_horizon(lower_end(found.response), short, context.horizon).lr)
+    best_short = lower_end(found.response)
+    best = knob.clip(for_horizon(best_short, short, context.horizon).lr)
     responses = [found.response]
     if not frugal(context.spec):
         near = sorted({knob.clip(best * 10 ** (_FINE * k)) for k in (-1, 0, 1)})
@@ -131,9 +145,15 @@ def run(context: StageContext, incumbent: Recipe) -> StageAnswer:
             reason += f"; the best lies at the {'lower' if last.at_low_end else 'upper'} end of what was searched"
         return StageAnswer(NAME, QUESTION, verdict, reason, recipe, incumbent.lr, recipe.lr, details=details, **more)
 
-    if best == incumbent.lr:
+    challenger, told = incumbent.with_knob("lr", best), f"lr {best:g}"
+    if together:
+        cells = factorial.factorial(context, NAME, incumbent.with_knob("lr", knob.clip(best_short)), short)
+        challenger = cells.recipe.with_knob("lr", best)
+        details["factorial"] = [{"changes": dict(changes), "score": score} for changes, score in cells.cells]
+        others = [f"{name} {after:g}" for name, (_, after) in incumbent.diff(challenger).items() if name != NAME]
+        told += f" with {', '.join(others)}" if others else ""
+    if challenger == incumbent:
         return answer(Verdict.KEPT, f"the fit names {best:g} as well", incumbent)
-    challenger = incumbent.with_knob("lr", best)
     evidence = context.confirm(NAME, incumbent, challenger)
     recipe = challenger if evidence.verdict is Verdict.CHANGED else incumbent
-    return answer(evidence.verdict, f"lr {best:g}: {evidence.reason}", recipe, evidence=evidence)
+    return answer(evidence.verdict, f"{told}: {evidence.reason}", recipe, evidence=evidence)

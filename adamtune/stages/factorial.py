@@ -1,0 +1,102 @@
+"""Adam's other knobs together with lr, where the budget pays for no question of their own.
+
+Betas and decay, each at its own value and a notch away, in all combinations: a full factorial of two levels (Fisher
+1935). Every trial tells of every knob, so that a level's mean is over half of all trials, and eight short ones say more
+than eight candidates compared one by one would.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from adamtune.recipe import Recipe
+from adamtune.spec import Spec
+from adamtune.stages.context import StageContext
+from adamtune.trial import TrialRequest
+
+_LEAST_BETA1, _LEAST_BETA2, _MOST_DECAY = 0.5, 0.9, 0.3
+"""A notch that leads beyond is not tried: what is published ends about there (Radford et al. 2016 and adversarial
+training for beta1; language models' 0.95 and what is left of it for beta2; vision transformers for decay)."""
+
+
+@dataclass(frozen=True)
+class Factorial:
+    """The short trials, and what they name."""
+
+    recipe: Recipe
+    """The recipe asked about, with the better level of every knob."""
+    cells: tuple[tuple[Mapping[str, float], float], ...]
+    """What each trial changed, and its score."""
+
+
+def notches(spec: Spec, recipe: Recipe) -> dict[str, float]:
+    """By knob, the other value to try: averages half as long for beta1, a tenth as long for beta2, ten times the decay.
+
+    Short runs have fewer gradients to average. Left out are knobs that the spec bounds, and all for SGD.
+    """
+    if recipe.optimizer == "sgd":
+        return {}
+    beta1, beta2 = recipe.betas
+    tried = {
+        "beta1": (1 - 2 * (1 - beta1), _LEAST_BETA1, 1.0),
+        "beta2": (1 - 10 * (1 - beta2), _LEAST_BETA2, 1.0),
+        "weight_decay": (10 * recipe.weight_decay, 1e-12, _MOST_DECAY),
+    }
+    return {
+        name: float(f"{value:.6g}")
+        for name, (value, low, high) in tried.items()
+        if low <= value <= high and getattr(spec.space, name) is None
+    }
+
+
+def cost(spec: Spec, recipe: Recipe, horizon: int) -> int:
+    """Steps of all cells."""
+    return int(2 ** len(notches(spec, recipe))) * horizon
+
+
+def factorial(context: StageContext, stage: str, recipe: Recipe, horizon: int) -> Factorial:
+    """Train every combination over `horizon` steps, the whole schedule squeezed into it, on the first search seed.
+
+    Each knob takes the level whose trials have the lower mean, unless the combination of them all did worse than the
+    recipe as it is.
+    """
+    moved = notches(context.spec, recipe)
+    changes = [
+        {name: moved[name] for name, other in zip(moved, levels, strict=True) if other}
+        for levels in itertools.product((False, True), repeat=len(moved))
+    ]
+    seed = context.seeds.search[0]
+    study = context.study(f"{stage}/{horizon}-steps-factorial", [context.spec.knob(name) for name in ("lr", *moved)])
+    recipes = [_with(recipe, change) for change in changes]
+    asked = [
+        trial
+        for own in recipes
+        for trial in study.ask({"lr": own.lr} | {name: float(own.knob(name)) for name in moved}, [seed])
+    ]
+    requests = [TrialRequest(own, seed, horizon) for own in recipes]
+    results = context.race(stage, study, asked, requests, [horizon])
+    scores = [context.score([context.value(result)]) for result in results]
+    better = {
+        name: value
+        for name, value in moved.items()
+        if _mean(changes, scores, name, changed=True) < _mean(changes, scores, name, changed=False)
+    }
+    if not scores[changes.index(better)] < scores[0]:
+        better = {}
+    return Factorial(_with(recipe, better), tuple(zip(changes, scores, strict=True)))
+
+
+def _with(recipe: Recipe, change: Mapping[str, float]) -> Recipe:
+    for name, value in change.items():
+        recipe = recipe.with_knob(name, value)
+    return recipe
+
+
+def _mean(changes: list[dict[str, float]], scores: list[float], name: str, changed: bool) -> float:
+    """Of the trials that changed a knob, or did not; inf where one of them diverged."""
+    own = [score for change, score in zip(changes, scores, strict=True) if (name in change) is changed]
+    return statistics.fmean(own) if all(map(math.isfinite, own)) else math.inf
