@@ -16,10 +16,16 @@ LONGEST = 64
 """Positions, of queries and of keys."""
 
 
-def is_short(query: Tensor, key: Tensor) -> bool:
-    """Whether `attention` is the quicker way, and can do it."""
+def is_short(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether `attention` is the quicker way, and can do it.
+
+    Not in halved precision, in which torch's kernel keeps the scores exact.
+    """
     cpu = query.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-    return cpu and query.ndim == 4 and key.shape[:2] == query.shape[:2] and max(query.shape[2], key.shape[2]) <= LONGEST
+    if not cpu or query.dtype not in (torch.float32, torch.float64) or query.ndim != 4:
+        return False
+    together = query.shape[:2] == key.shape[:2] == value.shape[:2]
+    return together and max(query.shape[2], key.shape[2]) <= LONGEST
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float | None) -> Tensor:
