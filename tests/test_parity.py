@@ -489,6 +489,16 @@ def test_members_hand_over_each_at_its_own_step() -> None:
     assert_same(stacked(task(Unused), asked, (5, 8, 12), width=7), expected)
 
 
+def kept_apart(model: nn.Module, x: Tensor) -> Tensor:
+    """Draws noise from where the global generator stands, which stays there."""
+    with torch.random.fork_rng(devices=[]):
+        return model(x).mean() + torch.rand(())
+
+
+def test_a_metric_whose_noise_leaves_the_generator_where_it_was() -> None:
+    check_parity(replace(task(), metrics={"noise": kept_apart}))
+
+
 def test_metrics_that_a_stack_cannot_measure_at_once() -> None:
     metrics = {
         "worst": lambda model, x: (model(x) - x.sum(1, keepdim=True)).abs().max().item(),
