@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -22,6 +23,7 @@ from adamtune.errors import TaskError
 from adamtune.history import Outcome, TrialRequest
 from adamtune.population import NotVectorisable, Population
 from adamtune.population.check import check
+from adamtune.population.kept import Keeping
 from adamtune.recipe import Recipe, Schedule
 from adamtune.task import Task
 
@@ -225,6 +227,16 @@ def test_validation_by_a_loader_is_of_all_seeds_at_once_where_it_draws_nothing()
 
     assert widths() == {1, 4}  # alone and together
     assert widths(shuffle=True) == {1, 2}
+
+
+def test_of_the_tuples_that_a_model_keeps_in_turn_only_the_last_is_held() -> None:
+    model = mlp()
+    keeping, kept = Keeping(model), [tuple(range(n)) for n in (2, 3)]
+    for one in kept:
+        model.kept = one
+        keeping.forget_members()
+    del one
+    assert sys.getrefcount(kept[1]) - sys.getrefcount(kept[0]) == 2  # the model's and its own
 
 
 def test_what_a_handed_back_batch_held_is_let_go_of() -> None:
