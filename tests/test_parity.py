@@ -261,6 +261,22 @@ class Causal(nn.Module):
         return self.out(mixed.transpose(1, 2).flatten(1))
 
 
+class LaidOut(nn.Module):
+    """Attention whose result is dropped from and viewed in the layout in which it comes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(1, 24), nn.Linear(32, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x.unsqueeze(2)).unflatten(2, (3, 2, 4)).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = functional.dropout(functional.scaled_dot_product_attention(q, k, v), 0.2, self.training)
+        own = functional.dropout(functional.scaled_dot_product_attention(q.contiguous(), k, v), 0.2)
+        wide = functional.dropout(functional.scaled_dot_product_attention(q, k, torch.cat([v, q], 3)), 0.2)
+        rest = torch.cat([wide.view(len(x), -1), own.view(len(x), -1)], 1)
+        return self.out(mixed.transpose(1, 2).view(len(x), -1)) + rest.mean(1, keepdim=True)
+
+
 class Latents(nn.Module):
     """Attention over keys that all rows have in common, from queries that they have in common, and over the values of
     one head for all.
@@ -349,6 +365,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "causal attention": lambda: Causal(6, 6),
     "causal attention of few to many": lambda: Causal(3, 5),
     "causal attention over 70": lambda: Causal(70, 70),
+    "attention in its layout": LaidOut,
     "attention to what is shared": Latents,
     "attention halved by hand": Halved,
     "layer norm of images": convolved(nn.Conv2d(2, 3, 2), nn.LayerNorm((3, 5, 5), eps=0.1), nn.ReLU(), out=75),
