@@ -261,6 +261,54 @@ class Causal(nn.Module):
         return self.out(mixed.transpose(1, 2).flatten(1))
 
 
+class LaidOut(nn.Module):
+    """Attention whose result is dropped from and viewed in the layout in which it comes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(1, 24), nn.Linear(32, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x.unsqueeze(2)).unflatten(2, (3, 2, 4)).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = functional.dropout(functional.scaled_dot_product_attention(q, k, v), 0.2, self.training)
+        own = functional.dropout(functional.scaled_dot_product_attention(q.contiguous(), k, v), 0.2)
+        wide = functional.dropout(functional.scaled_dot_product_attention(q, k, torch.cat([v, q], 3)), 0.2)
+        rest = torch.cat([wide.view(len(x), -1), own.view(len(x), -1)], 1)
+        return self.out(mixed.transpose(1, 2).view(len(x), -1)) + rest.mean(1, keepdim=True)
+
+
+class Latents(nn.Module):
+    """Attention over keys that all rows have in common, from queries that they have in common, and over the values of
+    one head for all.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kv, self.out = nn.Linear(4, 24), nn.Linear(6, 1)
+        self.queries, self.keys = nn.Parameter(torch.randn(1, 2, 5, 3)), nn.Parameter(torch.randn(2, 2, 3))
+        self.values = nn.Parameter(torch.ones(1, 2, 2, 3), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        k, v = self.kv(x).view(-1, 2, 2, 2, 3).unbind(1)
+        mixed = functional.scaled_dot_product_attention(self.queries, k, v)
+        mixed = functional.scaled_dot_product_attention(mixed, k, v[:, :1])
+        mixed = functional.scaled_dot_product_attention(mixed, k, value=self.values.expand(len(x), -1, -1, -1)) + mixed
+        return self.out(functional.scaled_dot_product_attention(mixed, self.keys, self.keys).sum(2).flatten(1))
+
+
+class Halved(nn.Module):
+    """Attention in bfloat16, without autocast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(1, 24), nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x.unsqueeze(2)).bfloat16().unflatten(2, (3, 2, 4)).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out(mixed.to(x.dtype).transpose(1, 2).flatten(2).mean(1))
+
+
 def encoder() -> nn.Module:
     layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.2, batch_first=True)
     return Seen(lambda x: x.unsqueeze(2).expand(-1, -1, 8), layer, nn.Flatten(), nn.Linear(32, 1))
@@ -317,6 +365,9 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "causal attention": lambda: Causal(6, 6),
     "causal attention of few to many": lambda: Causal(3, 5),
     "causal attention over 70": lambda: Causal(70, 70),
+    "attention in its layout": LaidOut,
+    "attention to what is shared": Latents,
+    "attention halved by hand": Halved,
     "layer norm of images": convolved(nn.Conv2d(2, 3, 2), nn.LayerNorm((3, 5, 5), eps=0.1), nn.ReLU(), out=75),
     "layer norm without a bias": lambda: nn.Sequential(
         nn.Linear(4, 8), nn.LayerNorm(8, bias=False), nn.GELU(), nn.LayerNorm(8, elementwise_affine=False),
@@ -453,6 +504,16 @@ def test_members_hand_over_each_at_its_own_step() -> None:
     expected = alone(task(Unused), asked, (5, 8, 12))
     assert len({tuple(numbers(result)) for result in expected}) == len(asked)
     assert_same(stacked(task(Unused), asked, (5, 8, 12), width=7), expected)
+
+
+def kept_apart(model: nn.Module, x: Tensor) -> Tensor:
+    """Draws noise from where the global generator stands, which stays there."""
+    with torch.random.fork_rng(devices=[]):
+        return model(x).mean() + torch.rand(())
+
+
+def test_a_metric_whose_noise_leaves_the_generator_where_it_was() -> None:
+    check_parity(replace(task(), metrics={"noise": kept_apart}))
 
 
 def test_metrics_that_a_stack_cannot_measure_at_once() -> None:

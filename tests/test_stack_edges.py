@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 import torch
 from stacked import CPU, X, alone, assert_same, batches, finish, loss, mlp, requests, stacked, task, width_of
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from adamtune.engines.local import LocalBatch
 from adamtune.engines.population import PopulationEngine
@@ -21,6 +23,7 @@ from adamtune.errors import TaskError
 from adamtune.history import Outcome, TrialRequest
 from adamtune.population import NotVectorisable, Population
 from adamtune.population.check import check
+from adamtune.population.kept import Keeping
 from adamtune.recipe import Recipe, Schedule
 from adamtune.task import Task
 
@@ -180,6 +183,60 @@ class Counting(nn.Module):
 
 def test_a_model_that_counts_its_calls_in_a_tensor_gives_no_wrong_number() -> None:
     as_alone(task(Counting))
+
+
+class FirstCall(nn.Module):
+    """Is another where it is first evaluated; knows it by a flag or by a mask."""
+
+    def __init__(self, by: str) -> None:
+        super().__init__()
+        self.body, self.by, self.flag = mlp(), by, False
+        self.register_buffer("mask", torch.zeros(2, dtype=torch.bool))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.body(x)
+        if not self.training and self.by == "flag":
+            out, self.flag = out + (not self.flag), True
+        elif not self.training:
+            out = out + ~self.mask.all()
+            self.mask.fill_(True)
+        return out
+
+
+@pytest.mark.parametrize("by", ["flag", "mask"])
+@pytest.mark.parametrize("metric", [loss, lambda model, x: loss(model, x).item(), lambda model, x: torch.rand(())])
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_a_model_whose_first_evaluation_is_another_is_handed_back(
+    seeds: tuple[int, ...], metric: Callable[[nn.Module, Tensor], Any], by: str
+) -> None:
+    notes = as_alone(replace(task(lambda: FirstCall(by)), metrics={"metric": metric}), requests(seeds))
+    assert len(notes) == 2
+    assert "again one by one: its model keeps something of what it is evaluated on" in notes[1]
+
+
+def test_validation_by_a_loader_is_of_all_seeds_at_once_where_it_draws_nothing() -> None:
+    def widths(**options: Any) -> set[int]:
+        def seen(model: nn.Module, x: Tensor) -> Tensor:
+            found.add(width_of(value := loss(model, x)))
+            return value
+
+        found: set[int] = set()
+        of = replace(task(), metrics={"seen": seen}, val_batches=lambda: DataLoader(X, batch_size=20, **options))
+        assert_same(stacked(of, ASKED, width=4), alone(of, ASKED))
+        return found
+
+    assert widths() == {1, 4}  # alone and together
+    assert widths(shuffle=True) == {1, 2}
+
+
+def test_of_the_tuples_that_a_model_keeps_in_turn_only_the_last_is_held() -> None:
+    model = mlp()
+    keeping, kept = Keeping(model), [tuple(range(n)) for n in (2, 3)]
+    for one in kept:
+        model.kept = one
+        keeping.forget_members()
+    del one
+    assert sys.getrefcount(kept[1]) - sys.getrefcount(kept[0]) == 2  # the model's and its own
 
 
 def test_what_a_handed_back_batch_held_is_let_go_of() -> None:

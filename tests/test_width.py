@@ -8,7 +8,7 @@ import os
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stacked import CPU, mlp, requests, task
+from stacked import CPU, loss, mlp, requests, task, width_of
 from torch import Tensor, nn
 
 from adamtune.engines.memory import free_memory
@@ -55,6 +55,19 @@ def test_stacks_are_no_wider_than_the_memory_allows() -> None:
     assert 8 * 16 * 8 <= facts.activations <= 10 * 8 * 16 * 8
     for memory, most in ((0.0, 2), (10.0 * (facts.state + facts.activations), 4)):
         assert max(width for width, _ in time_steps(task(), ASKED, CPU, memory, 9.0).stacked) <= most
+
+
+@pytest.mark.parametrize(("most_seconds", "steps"), [(0.0, 4), (60.0, 11)])
+def test_a_model_that_is_slow_for_the_time_there_is_is_timed_over_fewer_steps(most_seconds: float, steps: int) -> None:
+    widths: list[int] = []
+
+    def seen(model: nn.Module, x: Tensor) -> Tensor:
+        value = loss(model, x)
+        widths.append(width_of(value))
+        return value
+
+    time_steps(task(loss=seen), ASKED, CPU, 0.0, most_seconds)
+    assert widths.count(2) == steps + 1  # one to look at whether they can be stacked
 
 
 def test_why_trials_cannot_be_stacked_is_part_of_what_was_measured() -> None:

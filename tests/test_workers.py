@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from adamtune.engines.local import LocalBatch
 from adamtune.engines.population import PopulationEngine
-from adamtune.engines.processes import Workers, process_count
+from adamtune.engines.processes import WorkerLost, Workers, process_count
 from adamtune.errors import TaskError
 from adamtune.history import Outcome, TrialRequest, TrialResult
 from adamtune.randomness import Stream, derive_seed
@@ -215,6 +216,28 @@ def test_trials_whose_workers_always_die_have_failed_and_the_others_go_on() -> N
     assert "their worker process died 4 times, the last time killed by SIGKILL, perhaps for want" in found[1].message
     assert noted[-1].startswith("1 trials failed: their worker process died 4 times")
     assert_same([found[0], found[2]], alone(task(), [asked[0], asked[2]], (24,)))
+
+
+class Mortal(Workers):
+    """The first of its processes is killed at so many questions."""
+
+    deaths = 0
+
+    def ask(self, *args: Any, **options: Any) -> dict[int, Any]:
+        if self.deaths:
+            self.deaths -= 1
+            kill(self, 0)
+        return super().ask(*args, **options)
+
+
+def test_a_worker_killed_while_widths_are_measured_is_replaced_and_the_end_of_one_that_always_is_told() -> None:
+    with closing(Mortal(task(), CPU, 2)) as workers:
+        workers.deaths, pids = 2, [process.pid for process in workers.processes]
+        assert workers.measure(ASKED, 1e9, 0.1).stacked
+        assert [process.pid == pid for process, pid in zip(workers.processes, pids, strict=True)] == [False, True]
+        workers.deaths = 9
+        with pytest.raises(WorkerLost, match="died each time that step times were measured: killed by SIGKILL"):
+            workers.measure(ASKED, 1e9, 0.1)
 
 
 def test_closing_an_engine_ends_its_processes() -> None:

@@ -118,13 +118,14 @@ class Workers:
         """Step times as `width.time_steps` finds them in all workers at once, as trials will train: they share the
         memory's bandwidth and the last cache, in which stacks that fit alone may not fit together.
         """
+        how = ""
         for _ in range(MAX_RETRIES):
             asked = dict.fromkeys(range(len(self.processes)), (list(requests), memory, most_seconds))
             found = self.ask(-1, "measure", asked)
             if LOST not in found.values():
                 return together(list(found.values()))
-            for place, answer in found.items():
-                how = self.replace(place) if answer is LOST else ""
+            for place in (place for place, answer in found.items() if answer is LOST):
+                how = self.replace(place)
         raise WorkerLost(f"a worker process died each time that step times were measured: {how}; {_MEND}")
 
     def ask(

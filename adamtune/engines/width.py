@@ -27,8 +27,10 @@ _GAIN = 0.97
 """A stack must need at most this share of the time that its trials need one by one."""
 _STILL_FALLING = 0.95
 """Wider stacks are tried while the time a member needs falls below this share of the last width's."""
-_TIMED = 10
-"""Steps timed at each width, after one to warm up; the quickest counts."""
+_TIMED, _TIMED_SLOW = 10, 3
+"""Steps timed at each width, after one to warm up; the quickest counts. And those of a model so slow that so many take
+more than `_SHARE` of the time there is: then fewer widths would be tried."""
+_SHARE = 0.1
 _TIMED_ALONE = 5
 """Steps of each of two measurements of a trial alone: what a rung costs beside its steps must not weigh."""
 _OVERHEAD = 1.5
@@ -119,21 +121,25 @@ def time_steps(
         for width in WIDTHS:
             if width > 2 and width * each > memory:
                 break
+            before = time.perf_counter()
             try:
                 with RandomState(0).active(device):
-                    seconds = _time_stack(task, requests, device, width, facts.noisy)
+                    seconds = _time_stack(task, requests, device, width, facts.noisy, _SHARE * most_seconds)
             except Exception as problem:  # memory that ends, or what only shows after the first step
                 if stacked:
                     break
                 return StepTimes(alone, (), False, f"{problem}".split("\n")[0] or type(problem).__name__)
             falling = not stacked or seconds / width < _STILL_FALLING * stacked[-1][1] / stacked[-1][0]
             stacked.append((width, seconds))
-            if not falling or time.perf_counter() - began + 2 * _TIMED * seconds > most_seconds:
+            now = time.perf_counter()
+            if not falling or now - began + 2 * (now - before) > most_seconds:
                 break
     return StepTimes(alone, tuple(stacked), facts.noisy, "")
 
 
-def _time_stack(task: Task, requests: Sequence[TrialRequest], device: torch.device, width: int, noisy: bool) -> float:
+def _time_stack(
+    task: Task, requests: Sequence[TrialRequest], device: torch.device, width: int, noisy: bool, most_seconds: float
+) -> float:
     chosen = [requests[place % len(requests)] for place in range(width)]
     if noisy:
         chosen = [replace(request, seed=requests[0].seed) for request in chosen]
@@ -147,10 +153,12 @@ def _time_stack(task: Task, requests: Sequence[TrialRequest], device: torch.devi
             for seed, feed in feeds.items()
         }
         stack = Stack.start(task, members, feeds, noisy, device)
-        quickest = math.inf
+        quickest, first = math.inf, time.perf_counter()
         for step in range(min(map(len, drawn.values()))):  # where batches end, training will tell
             _wait(device)
             began = time.perf_counter()
+            if step > _TIMED_SLOW and began - first > most_seconds:
+                break
             stack.step({seed: batches[step] for seed, batches in drawn.items()}, step)
             _wait(device)
             quickest = min(quickest, time.perf_counter() - began)

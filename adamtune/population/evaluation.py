@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from adamtune.population.stacked_model import Measure, StackedModel
 from adamtune.population.state import Member, NotVectorisable
@@ -29,12 +30,13 @@ def evaluate(
     values: list[dict[str, float]] = [{} for _ in members]
     seeds = list(dict.fromkeys(member.request.seed for member in members))
     if len(seeds) > 1:
-        own = _Evaluation(task, seeds[0], members[0], model, device)
-        with suppress(Exception):  # by seed it will be told, or succeed
-            values = own.together(list(range(len(members))))
-            if not own.drew:
-                return values
-    for seed in seeds:  # each has noise of its own
+        try:
+            return _Evaluation(task, seeds[0], members[0], model, device).together(range(len(members)), noisy=False)
+        except NotVectorisable:
+            raise
+        except Exception:  # random numbers, of which each seed has its own; or by seed it will be told
+            pass
+    for seed in seeds:
         rows = [row for row, member in enumerate(members) if member.request.seed == seed]
         own = _Evaluation(task, seed, members[0], model, device)
         try:
@@ -48,6 +50,10 @@ def evaluate(
     return values
 
 
+class _Drawn(Exception):
+    """Random numbers were drawn."""
+
+
 class _Evaluation:
     """Of members with the noise of one seed."""
 
@@ -55,10 +61,10 @@ class _Evaluation:
         self._task, self._model, self._device = task, model, device
         self._seed = derive_seed(seed, Stream.EVALUATION)
         self._precision = member.request.recipe.precision
-        self.drew = False
-        """Whether random numbers have been drawn."""
 
-    def together(self, rows: list[int]) -> list[dict[str, float]]:
+    def together(self, rows: Sequence[int], noisy: bool = True) -> list[dict[str, float]]:
+        """Of these members at once. Not `noisy`: raises where random numbers are drawn."""
+
         def measure(function: Measure, batch: Batch) -> list[float]:
             def number(model: nn.Module, own: Batch) -> Tensor:
                 value = function(model, own)
@@ -66,40 +72,74 @@ class _Evaluation:
                     value = torch.tensor(float(value), dtype=torch.float64, device=self._device)
                 return value.reshape(())
 
-            return self._model.call_all(number, batch, None, "same", rows).double().tolist()
+            return self._model.call_all(number, batch, None, "same" if noisy else "error", rows).double().tolist()
 
-        return self._means(len(rows), measure)
+        return self._means(len(rows), measure, noisy)
 
     def alone(self, row: int) -> dict[str, float]:
+        """Of one member."""
         return self._means(1, lambda function, batch: [float(self._model.call_one(row, function, batch))])[0]
 
-    def _means(self, count: int, measure: Callable[[Measure, Batch], list[float]]) -> list[dict[str, float]]:
+    def _means(
+        self, count: int, measure: Callable[[Measure, Batch], list[float]], noisy: bool = True
+    ) -> list[dict[str, float]]:
         """`measure` gives one batch's values, one a member."""
         measures: dict[str, Measure] = {"loss": self._task.loss, **self._task.metrics}
         sums = {name: [0.0] * count for name in measures}
         total = 0
-        before = self._model.numbers()
         with (
+            self._keeping_nothing(),
             self._model.evaluating(),
             RandomState(self._seed).active(self._device),
             torch.no_grad(),
             autocast(self._precision, self._device),
         ):
-            seed_torch(self._seed, self._device)
-            before_it = self._chance()
-            for host_batch in self._task.val_batches():
+            for host_batch in self._batches() if noisy else self._settled_batches():
                 batch = batch_to(host_batch, self._device)
                 size = batch_rows(batch)
                 total += size
                 for name, function in measures.items():
                     for place, value in enumerate(measure(function, batch)):
                         sums[name][place] += size * value
-            self.drew = before_it != self._chance()
-        if self._model.numbers() != before:  # a trial alone keeps it once, and here each seed measures in turn
-            raise NotVectorisable("its model keeps something of what it is evaluated on")
         if not total:
             raise no_validation(self._task)
         return [{name: sums[name][place] / total for name in measures} for place in range(count)]
+
+    @contextmanager
+    def _keeping_nothing(self) -> Iterator[None]:
+        """Raise where the model keeps something: a trial alone does so once, and here it may be measured in turns."""
+        before = self._model.numbers()
+        why = "its model keeps something of what it is evaluated on"
+        try:
+            yield
+        except Exception as problem:
+            if self._model.numbers() != before:
+                raise NotVectorisable(why) from problem
+            raise
+        if self._model.numbers() != before:
+            raise NotVectorisable(why)
+
+    def _batches(self) -> Iterable[Batch]:
+        seed_torch(self._seed, self._device)
+        return self._task.val_batches()
+
+    def _settled_batches(self) -> Iterator[Batch]:
+        """The batches; raises as soon as making or using them has drawn random numbers."""
+        seed_torch(self._seed, self._device)
+        torch.empty((), dtype=torch.int64).random_()
+        seeded = self._chance()
+        seed_torch(self._seed, self._device)
+        start = self._chance()
+        source = self._task.val_batches()
+        batches = iter(source)
+        if isinstance(source, DataLoader) and not source.num_workers and self._chance() == seeded:
+            start = seeded  # all that it has drawn is a seed for workers that it has not
+        for batch in batches:
+            if self._chance() != start:
+                break
+            yield batch
+        if self._chance() != start:
+            raise _Drawn
 
     def _chance(self) -> tuple[object, ...]:
         """Where the random streams stand."""

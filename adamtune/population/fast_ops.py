@@ -161,17 +161,17 @@ def _attention(
     dropout = args[1] if len(args) > 1 else options.get("dropout_p", 0.0)
     if dropout or (mask is not None and (mask.ndim > 2 or any(dim is not None for dim in dims[3:]))):
         return None
-    folded: list[Tensor] = []
-    for tensor, dim in zip((query, key, value), dims, strict=False):
-        every = tensor.expand(count, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-        if every.ndim < 4:
-            return None
-        folded.append(every.flatten(0, 1))
-    if "attn_mask" in options and is_batchedtensor(options["attn_mask"]):
+    if len(dims) < 3:  # a value that all share, by keyword
         return None
-    q, k, v = folded
+    every = [
+        tensor.expand(count, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+        for tensor, dim in zip((query, key, value), dims, strict=False)
+    ]
+    if every[0].ndim < 4 or any((one.ndim, one.shape[1]) != (every[0].ndim, every[0].shape[1]) for one in every):
+        return None  # without a batch, or one that is broadcast
+    q, k, v = (one.flatten(0, 1) for one in every)
     usual = mask is None and len(args) < 3 and not options.get("enable_gqa")
-    if usual and short_attention.is_short(q, k):
+    if usual and short_attention.is_short(q, k, v):
         out = short_attention.attention(q, k, v, options.get("is_causal", False), options.get("scale"))
     else:
         out = functional.scaled_dot_product_attention(q, k, v, *args, **options)
@@ -232,7 +232,8 @@ def _layer_norm(
         or weight is None
         or bias is None
         or list(dims[1:3]) != [0, 0]
-        or torch.is_autocast_enabled("cpu")
+        or x.dtype != weight.dtype  # the kernel gives back that of `x`
+        or torch.is_autocast_enabled(x.device.type)
     ):
         return None
     x = x.movedim(dims[0], 0)

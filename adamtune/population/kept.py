@@ -29,8 +29,8 @@ class Keeping:
     def __init__(self, model: nn.Module) -> None:
         """Watch `model`, whose modules do not change."""
         self._owners = [(name, type(module).__name__, vars(module)) for name, module in model.named_modules()]
-        self._settled: dict[int, Any] = {}
-        """Values, by identity, that can never hold a tensor: what is in them cannot change."""
+        self._settled: dict[tuple[str, str], Any] = {}
+        """The last value seen, by module and attribute, that can never hold a tensor: what is in it cannot change."""
 
     def numbers(self) -> dict[str, object]:
         """Counters and flags by name, those in tensors of no dimension too."""
@@ -50,10 +50,10 @@ class Keeping:
         seen: set[int] = set()
         for name, kind, attributes in self._owners:
             for key, value in attributes.items():
-                if type(value) in _PLAIN or key in _TORCHS_OWN or id(value) in self._settled:
+                if type(value) in _PLAIN or key in _TORCHS_OWN or value is self._settled.get((name, key)):
                     continue
                 if type(value) is tuple and all(type(item) in _PLAIN for item in value):
-                    self._settled[id(value)] = value
+                    self._settled[name, key] = value
                 else:
                     place = f"'{name}.{key}'" if name else f"'{key}' of the model ({kind})"
                     attributes[key] = _without_members(value, place, seen)  # a key that is there, so the walk goes on

@@ -79,8 +79,8 @@ class StackedModel:
         return {name.removeprefix(PREFIX): tensor for name, tensor in own.items() if name in known}
 
     def numbers(self) -> dict[str, object]:
-        """Counters and flags that all members share, in buffers and as attributes."""
-        counters = {name: tensor.tolist() for name, tensor in self._shared.items() if not tensor.ndim}
+        """Counters and flags that all members share, in buffers and as attributes; and how often masks were written."""
+        counters = {name: tensor._version if tensor.ndim else tensor.tolist() for name, tensor in self._shared.items()}
         return counters | self._kept.numbers()
 
     def call_all(
