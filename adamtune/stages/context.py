@@ -12,7 +12,7 @@ from optuna.storages import BaseStorage
 
 from adamtune.engines import Engine, FinishedTrials, ResumableBatch, ResumableEngine, TrialBatch, TrialWatch
 from adamtune.errors import AdamtuneError
-from adamtune.evidence import LOOKS, Evidence, Verdict, settled, share_of_error, weigh
+from adamtune.evidence import ERROR, LOOKS, Evidence, Verdict, settled, share_of_error, weigh
 from adamtune.groups import ParamGroup
 from adamtune.knobs import Choice, Knob
 from adamtune.recipe import Recipe
@@ -134,6 +134,7 @@ class StageContext:
         self._engine = ResumableEngine(engine, finished, stop, watch)
         self._studies: dict[str, KnobStudy] = {}
         self._confirmations = 0
+        self._error_left = ERROR
         self._known: dict[tuple[str, int, int], TrialResult] = {}
 
     @property
@@ -282,11 +283,16 @@ class StageContext:
 
         Every confirmation of a sweep takes a smaller share of the error allowed to all, and divides it among as many
         looks as the budget could pay for: where it cannot pay for a second one, the only one takes all seeds it pays
-        for. Raises `BudgetSpent` when it cannot pay for the first.
+        for. Where it cannot pay for another confirmation either, this one takes all the error that is left. Raises
+        `BudgetSpent` when it cannot pay for the first.
         """
         self._confirmations += 1
         looks = self._looks([incumbent, challenger])
-        error = share_of_error(self._confirmations) / len(looks)
+        # A budget for one look pays for nothing after it.
+        share = self._error_left if len(looks) == 1 else share_of_error(self._confirmations)
+        error = min(share, self._error_left)
+        self._error_left -= error
+        error /= len(looks)
         direction = self.spec.objective.direction
         evidence: Evidence | None = None
         for place, look in enumerate(looks):
