@@ -408,8 +408,8 @@ def test_lr_is_asked_alone_where_the_spec_says_so_or_there_are_no_betas(spec: di
     assert "factorial" not in answer.details
 
 
-def test_a_knob_that_the_spec_bounds_is_not_moved_by_a_notch_and_none_beyond_what_is_known() -> None:
-    bounded = Spec(task=TaskSpec(ref="a:b"), horizon=8, space={"beta1": {"low": 0.7}})
+def test_no_knob_is_moved_out_of_the_specs_range_nor_beyond_what_is_known() -> None:
+    bounded = Spec(task=TaskSpec(ref="a:b"), horizon=8, space={"beta1": {"low": 0.85}, "beta2": {"low": 0.9}})
     assert notches(bounded, Recipe()) == {"beta2": 0.99, "weight_decay": 0.1}
     assert notches(Spec(task=TaskSpec(ref="a:b"), horizon=8), Recipe(betas=(0.6, 0.95), weight_decay=0.1)) == {}
     assert notches(Spec(task=TaskSpec(ref="a:b"), horizon=8), Recipe(weight_decay=0.0)) == {

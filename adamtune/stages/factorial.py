@@ -36,7 +36,7 @@ class Factorial:
 def notches(spec: Spec, recipe: Recipe) -> dict[str, float]:
     """By knob, the other value to try: averages half as long for beta1, a tenth as long for beta2, ten times the decay.
 
-    Short runs have fewer gradients to average. Left out are knobs that the spec bounds, and all for SGD.
+    Short runs have fewer gradients to average. Left out is what lies outside the spec's range, and all for SGD.
     """
     if recipe.optimizer == "sgd":
         return {}
@@ -49,7 +49,7 @@ def notches(spec: Spec, recipe: Recipe) -> dict[str, float]:
     return {
         name: float(f"{value:.6g}")
         for name, (value, low, high) in tried.items()
-        if low <= value <= high and getattr(spec.space, name) is None
+        if max(low, spec.knob(name).low) <= value <= min(high, spec.knob(name).high)
     }
 
 
