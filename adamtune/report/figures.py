@@ -199,24 +199,32 @@ def difference_figure(
     return made
 
 
-def ends_figure(objective: str, measured: Mapping[str, Mapping[str, Any]]) -> go.Figure:
-    """What the last comparison measured: by recipe, each seed as a dot beside the mean with its interval."""
+def ends_figure(objective: str, measured: Mapping[str, Mapping[str, Any]], colours: Sequence[int]) -> go.Figure:
+    """What last comparisons measured: each seed as a dot beside the mean with its interval.
+
+    A row an entry of `measured`, the first on top; `colours` are numbers as those of a `Line`.
+    """
     made = figure(objective, "")
     rows = list(measured)[::-1]
-    for height, (row, colour) in enumerate(zip(rows, (GREY, ORANGE), strict=True)):
-        values = _finite(measured[row]["values"])
+    for height, (row, number) in enumerate(zip(rows, list(colours)[::-1], strict=True)):
+        values, name, colour = _finite(measured[row]["values"]), literal(row), _PALETTE[number % len(_PALETTE)]
         made.add_scatter(
-            x=values, y=[height - 0.18] * len(values), mode="markers", hoverinfo="x", name=f"{row}, by seed",
+            x=values, y=[height - 0.18] * len(values), mode="markers", hoverinfo="x", name=f"{name}, by seed",
             marker={"color": colour, "size": 9, "opacity": 0.6},
         )  # fmt: skip
         mean = measured[row]["mean"]
         if mean is not None:
             made.add_scatter(
-                x=[mean], y=[height + 0.18], mode="markers", hoverinfo="x", name=f"{row}, mean",
+                x=[mean], y=[height + 0.18], mode="markers", hoverinfo="x", name=f"{name}, mean",
                 error_x=_bars(mean, measured[row]["ci95"]), marker={"color": colour, "size": 11, "symbol": "diamond"},
             )  # fmt: skip
-    made.update_layout(height=210, showlegend=False)
-    made.update_yaxes(tickvals=list(range(len(rows))), ticktext=rows, range=[-0.6, len(rows) - 0.4], showgrid=False)
+    made.update_layout(height=70 * (1 + len(rows)), showlegend=False)
+    made.update_yaxes(
+        tickvals=list(range(len(rows))),
+        ticktext=list(map(_folded, rows)),
+        range=[-0.6, len(rows) - 0.4],
+        showgrid=False,
+    )
     return made
 
 
