@@ -129,6 +129,14 @@ class TrialResult:
         return self.rungs[-1].values.get(name, math.nan) if self.outcome is Outcome.COMPLETED else math.nan
 
 
+_WORST_FIRST = (Outcome.DIVERGED, Outcome.FAILED, Outcome.PRUNED, Outcome.COMPLETED)
+
+
+def worst(results: Iterable[TrialResult]) -> Outcome:
+    """How the trials of one recipe ended taken together: diverged where one has, else failed, else pruned."""
+    return min((result.outcome for result in results), key=_WORST_FIRST.index)
+
+
 class History:
     """A trial's record under way. `outcome` is None while it runs."""
 

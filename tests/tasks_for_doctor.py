@@ -146,6 +146,20 @@ def no_validation() -> Task:
     return replace(healthy(), val_batches=lambda: [])
 
 
+def failing_validation() -> Task:
+    """A metric that raises."""
+
+    def metric(model: nn.Module, batch: Any) -> Tensor:
+        raise RuntimeError("no such column")
+
+    return replace(healthy(), metrics={"f1": metric})
+
+
+def failing_validation_and_own_weights() -> Task:
+    """Two faults."""
+    return replace(own_weights(), metrics=failing_validation().metrics)
+
+
 def one_model() -> Task:
     model = Net()
     return replace(healthy(), make_model=lambda: model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -161,6 +162,31 @@ def test_a_keyboard_and_a_screen_reader_find_their_way(page: Page) -> None:
     images = roles["image" if "image" in roles else "img"]
     assert len(images) == page.run("return document.querySelectorAll('.plot').length")
     assert all(name.startswith("Plot of ") for name in images)
+
+
+_AS_IN_THE_README = """
+const hide = (parts) => parts.forEach((part) => { part.style.display = "none"; });
+const [stages, trials] = ["#stages", "#trials"].map((name) => document.querySelector(name).closest("section"));
+hide([...document.querySelectorAll("nav, details, .modebar-container, main > section")]);
+[stages, trials].forEach((section) => { section.style.display = ""; });
+const parts = [...stages.children], [first, second] = ["stage-1", "stage-2"].map((id) =>
+  parts.findIndex((part) => part.id === id));
+hide(parts.filter((part, place) => place < first || place >= second));
+"""
+"""The answer, the range test and all trials."""
+
+
+def test_the_picture_in_the_readme_is_of_this_page(reports: dict[str, Path], tmp_path: Path) -> None:
+    taken, shown = SHOTS / "readme.png", ROOT / "docs" / "report.png"  # where they differ, look and copy the one over
+    with browser(tmp_path) as page:
+        page.resize(940)
+        page.open(reports["finished"])
+        page.run(_AS_IN_THE_README)
+        SHOTS.mkdir(parents=True, exist_ok=True)
+        page.screenshot(taken)
+    (width, height), (other_width, other_height) = (struct.unpack(">II", f.read_bytes()[16:24]) for f in (taken, shown))
+    assert width == other_width == 940
+    assert abs(height - other_height) < 25  # a line of text more or less
 
 
 def test_the_dashboard_lists_the_studies_of_a_run(reports: dict[str, Path], tmp_path: Path) -> None:

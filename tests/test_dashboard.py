@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import http.client
+import json
+import re
 import shutil
 import socket
 import sys
@@ -11,6 +13,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.request import ProxyHandler, build_opener
+from wsgiref.simple_server import WSGIServer
 
 import optuna
 import pytest
@@ -115,13 +119,47 @@ def test_what_is_served_can_only_be_looked_at(method: str, status: int) -> None:
             thread.join()
 
 
-def test_a_port_that_is_taken_is_told(
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`application` in place of optuna-dashboard, which need not be installed."""
+    module = ModuleType("optuna_dashboard")
+    module.wsgi = lambda storage: application  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "optuna_dashboard", module)
+    monkeypatch.setattr(dashboard, "find_spec", lambda name: True)
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_the_address_is_a_line_of_json_that_is_out_before_it_serves(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stand_in = ModuleType("optuna_dashboard")
-    stand_in.wsgi = lambda storage: application  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "optuna_dashboard", stand_in)
-    monkeypatch.setattr(dashboard, "find_spec", lambda name: True)
+    said = []
+    serve = WSGIServer.serve_forever
+
+    def serve_one(serving: WSGIServer) -> None:
+        """In place of serving until Ctrl-C: one request, to the address that was told, and Ctrl-C."""
+        said.append(capsys.readouterr().out)
+        thread = threading.Thread(target=serve, args=[serving])
+        thread.start()
+        with build_opener(ProxyHandler({})).open(json.loads(said[0])["address"], timeout=10) as answer:
+            said.append(answer.read().decode())
+        serving.shutdown()
+        thread.join()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(WSGIServer, "serve_forever", serve_one)
+    assert command(["dashboard", str(run), "--port", "0", "--json"]) == 0
+    line, served = said
+    assert line.endswith("}\n")
+    assert line.count("\n") == 1
+    told = json.loads(line)
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/dashboard", told.pop("address"))
+    assert told == {"version": 1, "run": str(run)}
+    assert served == "trials"
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_port_that_is_taken_is_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -38,7 +38,7 @@ def doctor(capfd: Capture, task: str, *more: str, file: Path = TASKS) -> tuple[i
     return code, lines
 
 
-ALL = ["task", "model", "groups", "device", "batches", "step", "seeds", "validation", "stacks", "speed"]
+ALL = ["task", "model", "groups", "device", "batches", "step", "validation", "seeds", "stacks", "speed"]
 
 
 @pytest.mark.parametrize("task", ["healthy", "noisy", "frozen_part", "buffer_instead", "moving_sheets", "rollouts"])
@@ -79,7 +79,8 @@ def test_what_is_told_of_a_healthy_task(capfd: Capture) -> None:
         ("ongoing_batches", "seeds", "the first training batch was another", "begin anew at each call"),
         ("own_noise", "seeds", "the loss of step 1 was", "keep nothing from call to call"),
         ("growing_validation", "seeds", "loss on the validation data was", "val_batches give the same"),
-        ("no_validation", "seeds", "val_batches gave no batch", ""),
+        ("no_validation", "validation", "val_batches gave no batch", ""),
+        ("failing_validation", "validation", "no such column", "mend the task"),
         ("nan_metric", "validation", "f1 nan", "NaN in the validation data"),
     ],
 )
@@ -121,6 +122,15 @@ def test_a_fault_is_told_once_and_speed_only_of_what_trains(capfd: Capture) -> N
     assert [name for name, line in lines.items() if line["status"] == "problem"] == ["batches"]
     assert "build a new model" in lines["batches"]["remedy"]
     assert list(lines)[-1] == "step"
+
+
+def test_a_validation_that_fails_is_told_once_and_hides_no_other_fault(capfd: Capture) -> None:
+    _, lines = doctor(capfd, "failing_validation")
+    assert [name for name, line in lines.items() if "no such column" in line["found"]] == ["validation"]
+    assert list(lines)[-1] == "validation"
+    _, lines = doctor(capfd, "failing_validation_and_own_weights")
+    assert [name for name, line in lines.items() if line["status"] == "problem"] == ["validation", "seeds"]
+    assert "make_model gave 'first.weight' other values" in lines["seeds"]["found"]
 
 
 def test_weights_in_float16_that_diverge_at_once_are_told_why(capfd: Capture) -> None:

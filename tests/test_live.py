@@ -20,13 +20,16 @@ from adamtune.evidence import Verdict
 from adamtune.history import Outcome, TrialResult
 from adamtune.plan import make_plan
 from adamtune.report.console import PlainConsole
+from adamtune.report.live import SweepLines
 from adamtune.report.screen import screen_lines
 from adamtune.report.so_far import SoFar, clock, spent_told, standing_told
 from adamtune.report.sparkline import ASCII, binned, sparkline
+from adamtune.report.terminal import print_result
 from adamtune.spec import Spec, load_spec
 from adamtune.stages.context import Seeds, StageAnswer, TrialRecord
 from adamtune.trial import RungReport, TrialRequest
 from tests.terminals import OTHER_SCREEN, OWN_SCREEN, said_at, terminal, without_codes
+from tests.test_report import make_result
 
 TASKS = Path(__file__).parent / "tasks_for_tests.py"
 SIZES = [(80, 24), (40, 24), (40, 8), (120, 50), (20, 3), (1, 1), (200, 12)]
@@ -309,3 +312,29 @@ def test_in_a_pipe_lines_say_stage_trials_steps_and_incumbent(tmp_path: Path) ->
     line = r"^  (beta1|eps|final): 25 trials, \d+ of 6,000 steps, 0:\d\d, ETA [0:\d-]+, incumbent: .*$"
     assert re.search(line, done.stderr, re.MULTILINE), done.stderr
     assert re.search(r"^beta1: Does .*\?\n  kept: .*$", done.stderr, re.MULTILINE) or "changed" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("stage", "before", "after", "reason", "line"),
+    [
+        ("lr", 0.001, 0.09, "lr 0.09: better by evidence", "changed: 0.001 -> 0.09: better by evidence"),
+        ("beta1", 0.9, 0.8, "beta1 0.8 at lr 0.02: better", "changed: 0.9 -> 0.8 at lr 0.02: better"),
+        ("weight_decay", 0.01, 0.056234, "weight_decay 0.056234: better", "changed: 0.01 -> 0.05623: better"),
+        ("warmup", 0.05, {"steps": 500}, "warmup 500 steps: better", "changed: 0.05 -> 500 steps: better"),
+        ("beta1", 0.9, 0.8, "beta1 0.85 at lr 0.02: better", "changed: 0.9 -> 0.8, beta1 0.85 at lr 0.02: better"),
+        ("precision", "fp32", "bf16", "bf16 takes 0.6 of it", "changed: fp32 -> bf16, bf16 takes 0.6 of it"),
+        ("beta1", 0.9, 0.9, "beta1 0.8: lr alone: better", "changed: beta1 0.8: lr alone: better"),
+    ],
+)
+def test_a_change_is_said_once_in_its_line_and_in_its_row(
+    spec: Spec, stage: str, before: object, after: object, reason: str, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = io.StringIO()
+    lines = SweepLines(spec, Path("run"), PlainConsole(file=said, soft_wrap=True))
+    lines.on_answer(StageAnswer(stage, "?", Verdict.CHANGED, reason, spec.base, before, after))
+    assert said.getvalue() == f"  {line}\n"
+    answered = {"stage": stage, "verdict": "changed", "before": before, "after": after, "reason": reason}
+    print_result(make_result() | {"stages": [answered]}, Path("run"))
+    (row,) = (row for row in capsys.readouterr().out.splitlines() if row.startswith(f" {stage} "))
+    why = re.sub(r"^changed: (\S+ -> \S+( steps)?)?[:, ]*", "", line)
+    assert row.rstrip().endswith(f"  {why}")

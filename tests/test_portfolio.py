@@ -47,7 +47,7 @@ def test_where_nothing_serves_better_nothing_is_confirmed() -> None:
 def test_it_costs_what_it_said_and_trains_on_what_promises_most(trials: int, seeds: int) -> None:
     lab = bench(likes_short_memory, horizon=80)
     lab.context.spec = lab.context.spec.model_copy(update={"budget": Budget(trials=trials)})
-    portfolio.run(lab.context, BASE)
+    answer = portfolio.run(lab.context, BASE)
     race = [record for record in lab.records if record.study.endswith("/race")]
     assert len({record.result.request.seed for record in race}) == seeds
     steps = {record.result.request.recipe.training_key(): record.result.steps for record in race}
@@ -56,6 +56,9 @@ def test_it_costs_what_it_said_and_trains_on_what_promises_most(trials: int, see
     assert min(steps.values()) < 40
     assert lab.context.budget.spent == lab.engine.steps
     assert {record.result.outcome for record in race} == {Outcome.COMPLETED, Outcome.PRUNED}
+    scores, outcomes = answer.details["scores"], answer.details["outcomes"]
+    assert set(outcomes) == {"completed", "pruned"}
+    assert [score == math.inf for score in scores] == [outcome == "pruned" for outcome in outcomes]
 
 
 def test_what_diverges_leaves_the_race() -> None:
@@ -63,6 +66,8 @@ def test_what_diverges_leaves_the_race() -> None:
     answer = portfolio.run(lab.context, BASE)
     scores = dict(zip(answer.details["candidates"], answer.details["scores"], strict=True))
     assert scores["strong decay"] == math.inf
+    outcomes = dict(zip(answer.details["candidates"], answer.details["outcomes"], strict=True))
+    assert outcomes["strong decay"] == "diverged"
     assert dict(zip(answer.details["candidates"], answer.details["eighths"], strict=True))["strong decay"] == 1
 
 

@@ -278,7 +278,9 @@ def test_a_browser_is_told_to_load_nothing(page_of: Callable[[], str]) -> None:
 def test_figures_stand_in_tables_too(page_of: Callable[[], str]) -> None:
     text = text_of(page_of())
     assert re.search(r"valley\s+0\.002\s", text)
-    assert re.search(r"0\.001\s+60\s+0\.4\s+0\.01\s+60\s+0\.2\s+0\.1\s+60\s+-", text)  # lr, steps, loss
+    assert re.search(
+        r"0\.001\s+60\s+0\.4\s+0\.01\s+60\s+0\.2\s+0\.1\s+60\s+pruned or diverged", text
+    )  # lr, steps, loss
     assert re.search(r"step\s+default \(lr 0\.001\), seed 20\s+recommended \(lr 0\.0123\), seed 20", text)
     assert re.search(r"150\s+0\.007667\s+0\.01897\s", text)
 
@@ -340,7 +342,7 @@ def test_learning_rates_without_a_score_have_no_point_and_are_named(page_of: Cal
     page = page_of()
     drawn = figure(page, "Mean validation loss by lr")
     assert points(drawn, "60 steps") == [(0.001, 0.4), (0.01, 0.2)]
-    assert "pruned or diverged: 0.1 (60 steps)" in text_of(page)
+    assert "Without a value: 0.1 over 60 steps (pruned or diverged)." in text_of(page)  # a run of an older version
 
 
 def test_values_are_drawn_beside_the_incumbents_score(page_of: Callable[[], str]) -> None:
@@ -348,7 +350,51 @@ def test_values_are_drawn_beside_the_incumbents_score(page_of: Callable[[], str]
     drawn = figure(page, "Mean validation loss by beta2")
     assert points(drawn, "tried") == [("0.9", 0.375)]
     assert points(drawn, "incumbent, 0.999") == [("0.9", 0.3125), ("0.99", 0.3125)]
-    assert "pruned or diverged: 0.99." in text_of(page)
+    assert "Without a value: 0.99 (pruned or diverged)." in text_of(page)
+
+
+@pytest.mark.parametrize(("direction", "edge"), [("minimize", 0.97), ("maximize", 0.03)])
+def test_what_was_pruned_is_told_from_what_diverged(
+    direction: str, edge: float, page_of: Callable[[], str], result: dict[str, Any]
+) -> None:
+    result["objective"]["direction"] = direction
+    outcomes = ["completed", "pruned", "diverged", "failed", "completed"]
+    names, scores = ["0.9", "0.95", "0.98", "0.99", "0.995"], [0.375, None, None, None, None]
+    result["stages"][2]["details"] = {
+        "candidates": names, "scores": scores, "outcomes": outcomes,
+        "incumbent_score": None, "incumbent_outcome": "diverged",
+    }  # fmt: skip
+    lrs = [0.001, 0.003, 0.01, 0.03, 0.1]
+    response = {"horizon": 60, "lrs": lrs, "scores": scores, "outcomes": outcomes}
+    result["stages"][1]["details"]["responses"] = [response]
+    page = page_of()
+    told = text_of(page)
+    assert (
+        "Without a value: 0.95 (pruned); 0.98 (diverged); 0.99 (failed); 0.995 (not finite); "
+        "incumbent, 0.999 (diverged)." in told
+    )
+    assert "Without a value: 0.003 over 60 steps (pruned); 0.01 over 60 steps (diverged); " in told
+    assert re.search(r"0\.95\s+pruned\s+0\.98\s+diverged\s+0\.99\s+failed\s+0\.995\s+not finite", told)
+    assert re.search(r"0\.003\s+60\s+pruned\s+0\.01\s+60\s+diverged\s+0\.03\s+60\s+failed", told)
+    for caption, places in (("Mean validation loss by beta2", names), ("Mean validation loss by lr", lrs)):
+        drawn = figure(page, caption)
+        for outcome, place in (("pruned", 1), ("diverged", 2), ("failed", 3)):
+            assert points(drawn, outcome) == [(places[place], edge)]
+        looks = {trace["name"]: trace["marker"] for trace in drawn["data"] if trace["name"] in outcomes}
+        assert len({marker["color"] for marker in looks.values()}) == 3
+        assert len({marker["symbol"] for marker in looks.values()}) == 3
+        assert {trace["yaxis"] for trace in drawn["data"] if trace["name"] in outcomes} == {"y2"}
+
+
+def test_values_of_many_letters_have_their_marks_at_the_right(
+    page_of: Callable[[], str], result: dict[str, Any]
+) -> None:
+    names = ["a recipe of many letters", "another recipe"]
+    result["stages"][2]["details"] |= {"candidates": names, "outcomes": ["completed", "diverged"]}
+    (diverged,) = [
+        trace for trace in figure(page_of(), "Mean validation loss by beta2")["data"] if trace["name"] == "diverged"
+    ]
+    assert (diverged["x"], diverged["y"], diverged["xaxis"]) == ([0.97], ["another recipe"], "x2")
 
 
 def test_a_stage_tells_where_lr_was_re_centred_and_what_its_candidates_come_from(
@@ -358,7 +404,15 @@ def test_a_stage_tells_where_lr_was_re_centred_and_what_its_candidates_come_from
     result["objective"] = {"name": "accuracy", "direction": "maximize"}
     result["stages"][2] |= {"stage": "warmup", "before": 0.05, "after": {"steps": 500}}
     result["stages"][2]["details"] |= {
-        "recentred": [{"candidate": "0.9", "lrs": [0.005, 0.01, 0.02], "scores": [-0.5, -0.75, None], "lr": 0.0123}],
+        "recentred": [
+            {
+                "candidate": "0.9",
+                "lrs": [0.005, 0.01, 0.02],
+                "scores": [-0.5, -0.75, None],
+                "outcomes": ["completed", "completed", "diverged"],
+                "lr": 0.0123,
+            }
+        ],
         "gradient_rms": 0.00125,
         "gradient_norm": {"p50": 0.4, "p90": 1.5, "records": 64},
         "seconds_a_step": {"fp32": 0.002, "bf16": 0.004, "fp16": None},
@@ -367,7 +421,7 @@ def test_a_stage_tells_where_lr_was_re_centred_and_what_its_candidates_come_from
     }
     text = text_of(page_of())
     assert "0.05 before, 500 steps after." in text
-    assert re.search(r"0\.9\s+0\.5 at 0\.005, 0\.75 at 0\.01, - at 0\.02\s+0\.0123", text)
+    assert re.search(r"0\.9\s+0\.5 at 0\.005, 0\.75 at 0\.01, diverged at 0\.02\s+0\.0123", text)
     assert "RMS of a typical weight's gradient, by the probe: 0.00125." in text
     assert "by 64 records of the probe: median 0.4, 90th percentile 1.5." in text
     assert "Milliseconds a step, trained alone: fp32 2, bf16 4." in text
@@ -398,7 +452,8 @@ def test_no_score_at_all(page_of: Callable[[], str], result: dict[str, Any]) -> 
     result["stages"][1]["details"]["responses"][0]["scores"] = [None, None, None]
     page = page_of()
     assert points(figure(page, "Mean validation loss by lr"), "60 steps") == []
-    assert "0.9; 0.99; incumbent, 0.999" in text_of(page)
+    ended = ("0.9", "0.99", "incumbent, 0.999")
+    assert "; ".join(f"{each} (pruned or diverged)" for each in ended) in text_of(page)
 
 
 def test_an_objective_to_maximise_is_shown_in_its_own_sign(page_of: Callable[[], str], result: dict[str, Any]) -> None:

@@ -201,12 +201,47 @@ def test_several_runs_stand_side_by_side(make_run: Callable[..., Path], capsys: 
     assert "beta2 kept -" in text
     assert "lr 0.001 to 0.0123 kept" in text
     assert "eps kept 1e-08 to 1e-06" in text
-    drawn = figure(page, "The recommended recipe of each run")
+    drawn = figure(page, "The recommended recipe of each run, one line")
     assert [trace["name"] for trace in drawn["data"]] == ["one", "one", "other", "other"]
     assert command(["report", "one", "other"]) == 2
     assert "with --to FILE" in capsys.readouterr().err
     assert command(["report", "one", "./one", "--to", "both.html"]) == 2
     assert "is named twice" in capsys.readouterr().err
+
+
+def test_the_means_of_three_runs_stand_in_one_picture(make_run: Callable[..., Path]) -> None:
+    measured = {
+        "a": {"mean": 0.07, "ci95": [0.06, 0.08], "seeds": 2, "values": [0.065, 0.075], "diverged": 0},
+        "b<i>": {"mean": 0.05, "ci95": [0.04, 0.07], "seeds": 3, "values": [0.04, 0.05, 0.06], "diverged": 0},
+        "c": {"mean": None, "ci95": [None, None], "seeds": 2, "values": [0.09, None], "diverged": 1},
+    }
+    for name, recommended in measured.items():
+        make_run(name, make_result() | {"recommended": recommended})
+    assert command(["report", *measured, "--to", "all.html", "--open", "never"]) == 0
+    page = Path("all.html").read_text()
+    drawn = figure(page, "The recommended recipe of each run: a dot")
+    traces = {trace["name"]: trace for trace in drawn["data"]}
+    assert list(traces) == [
+        "c, by seed", "b&lt;i&gt;, by seed", "b&lt;i&gt;, mean", "a, by seed", "a, mean"
+    ]  # fmt: skip
+    assert drawn["layout"]["yaxis"]["ticktext"] == ["c", "b&lt;i&gt;", "a"]  # the first on top
+    assert traces["c, by seed"]["x"] == [0.09]
+    assert traces["a, mean"]["x"] == [0.07]
+    bars = traces["b&lt;i&gt;, mean"]["error_x"]
+    assert (bars["array"], bars["arrayminus"]) == ([pytest.approx(0.02)], [pytest.approx(0.01)])
+    curves = figure(page, "The recommended recipe of each run, one line")
+    of_run = {trace["name"]: trace["line"]["color"] for trace in curves["data"]}
+    assert {name: traces[f"{name}, by seed"]["marker"]["color"] for name in of_run} == of_run
+    text = " ".join(text_of(page).split())
+    assert "No mean, because diverged on a seed: c." in text
+    assert "a 0.07 [0.06, 0.08] over 2 fresh seeds 0.065 0.075 - b<i>" in text
+
+
+def test_runs_of_several_objectives_have_no_picture_of_their_means(make_run: Callable[..., Path]) -> None:
+    for name in ("loss", "accuracy"):
+        make_run(name, make_result() | {"objective": {"name": name, "direction": "minimize"}})
+    assert command(["report", "loss", "accuracy", "--to", "both.html", "--open", "never"]) == 0
+    assert "a dot for each fresh seed" not in Path("both.html").read_text()
 
 
 @pytest.mark.parametrize(

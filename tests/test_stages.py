@@ -318,6 +318,8 @@ def test_a_learning_rate_that_diverges_on_one_seed_is_not_the_best(diverging_see
     lab = bench(formula)
     found = ladder(lab.context, "lr", Recipe(), [1e-3, 10**-2.5, 1e-2], 20, 0.5, lab.context.spec.knob("lr"))
     assert found.lrs[found.best] == pytest.approx(10**-2.5)
+    assert {lr: how for lr, how in zip(found.lrs, found.outcomes, strict=True) if lr > 5e-3} == {1e-2: "diverged"}
+    assert found.to_dict()["outcomes"][found.best] == "completed"
 
 
 @pytest.mark.parametrize("best", [2e-5, 1e-3, 0.04, 3.0])
@@ -336,6 +338,8 @@ def test_the_lr_stage_finds_the_best_from_any_start(best: float, ranged: bool) -
     assert [len(part["lrs"]) for part in answer.details["responses"]] == [
         len(part["scores"]) for part in answer.details["responses"]
     ]
+    for part in answer.details["responses"]:
+        assert [how == "completed" for how in part["outcomes"]] == list(map(math.isfinite, part["scores"]))
 
 
 def test_a_range_test_that_shows_nothing_does_not_mislead_the_lr_stage() -> None:
@@ -566,6 +570,8 @@ def test_half_of_the_values_are_dropped_at_half_the_horizon() -> None:
         **dict.fromkeys((0.98, 0.99), (Outcome.PRUNED, 4)),
     }
     assert answer.details["scores"][2:] == [math.inf, math.inf]
+    assert answer.details["outcomes"] == ["completed", "completed", "pruned", "pruned"]
+    assert answer.details["incumbent_outcome"] == "completed"
     assert lab.context.budget.spent == lab.engine.steps
 
 

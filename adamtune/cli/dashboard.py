@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from json import dumps
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,9 @@ def dashboard(
     open_: Annotated[
         Open, typer.Option("--open", help="Show it in a browser; auto: on a terminal that has a screen.")
     ] = Open.AUTO,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the address as a line of JSON; auto opens nothing then.")
+    ] = False,
 ) -> int:
     """Look at a run's trials in optuna-dashboard, where that is installed, until Ctrl-C. Nothing can be changed there.
 
@@ -40,8 +44,11 @@ def dashboard(
         raise InputError(f"port {port} cannot be used: {problem.strerror}; name another with --port") from problem
     with serving:
         address = f"http://127.0.0.1:{serving.server_port}/dashboard"
-        typer.echo(f"{address} shows the trials until Ctrl-C")
-        open_address(address, open_)
+        if json:  # in one line, for whoever reads it while this goes on
+            typer.echo(dumps({"version": 1, "run": str(run), "address": address}))
+        else:
+            typer.echo(f"{address} shows the trials until Ctrl-C")
+        open_address(address, open_, auto=not json)
         try:
             serving.serve_forever()
         except KeyboardInterrupt:  # how it is meant to end

@@ -45,9 +45,9 @@ class _Subject:
 
 def check_task(task: Task, device: torch.device) -> Iterator[Line]:
     """Look at a task that has been made, line by line; what needs a step ends where there is none."""
-    start = _tried("model", lambda: Start(task, _REQUEST.seed))
-    if isinstance(start, Line):
-        yield start
+    start = _tried(lambda: Start(task, _REQUEST.seed))
+    if isinstance(start, AdamtuneError):
+        yield problem_line("model", start)
         return
     subject = _Subject(task, device, start)
     looks: tuple[tuple[str, Callable[[_Subject], Line]], ...] = (
@@ -56,16 +56,22 @@ def check_task(task: Task, device: torch.device) -> Iterator[Line]:
         ("device", _moves),
         ("batches", _batches),
         ("step", _step),
-        ("seeds", _seeds),
         ("validation", _validation),
+        ("seeds", _seeds),
         ("stacks", _stacks),
         ("speed", _speed),
     )
     told: set[str] = set()
+    unjudged = False
     for name, look in looks:
         if told and name in ("stacks", "speed"):  # of sound trials only
             return
-        line = _tried(name, lambda look=look: look(subject))  # type: ignore[misc]
+        line = _tried(lambda look=look: look(subject))  # type: ignore[misc]
+        if isinstance(line, AdamtuneError):
+            if name == "seeds" and unjudged:  # each of its trials ends in the validation that has failed
+                continue
+            unjudged |= name == "validation"
+            line = problem_line(name, line)
         if line.status is Status.PROBLEM:
             if line.found in told:
                 continue
@@ -75,13 +81,13 @@ def check_task(task: Task, device: torch.device) -> Iterator[Line]:
             return
 
 
-def _tried(name: str, look: Callable[[], T]) -> T | Line:
-    """What `look` gives, or a problem where the task fails in it."""
+def _tried(look: Callable[[], T]) -> T | AdamtuneError:
+    """What `look` gives, or what it raises where the task fails in it."""
     try:
         with must_return():
             return look()
     except AdamtuneError as problem:
-        return problem_line(name, problem)
+        return problem
 
 
 def problem_line(name: str, problem: AdamtuneError) -> Line:

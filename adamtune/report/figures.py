@@ -17,6 +17,9 @@ BLUE, ORANGE, _GREEN, RED, _PURPLE = "#4481ee", "#dd7416", "#369c56", "#d6455d",
 _PALETTE = (GREY, ORANGE, BLUE, _GREEN, _PURPLE, RED, _TEAL, _BROWN)
 _RULE_COLOURS = {"steepest": _GREEN, "valley": _PURPLE, "minimum/10": RED, "lowest": BLUE, "adamtune": ORANGE}
 
+_ENDINGS = {"pruned": (GREY, "triangle-down"), "diverged": (RED, "x"), "failed": (_BROWN, "square-open")}
+"""Outcomes that leave no value, and how each is marked."""
+
 _WIDE = 5.0
 """Values that span more than this factor are drawn on a log axis."""
 
@@ -132,25 +135,56 @@ def _loss_range(curve: Mapping[str, Sequence[float | None]], scores: Sequence[fl
     return bottom - margin / 2, top + margin
 
 
-def response_figure(responses: Sequence[Mapping[str, Any]], objective: str) -> go.Figure:
-    """Mean objective over lr, one line a horizon; lrs without a score have no point."""
+def response_figure(responses: Sequence[Mapping[str, Any]], objective: str, minimize: bool = True) -> go.Figure:
+    """Mean objective over lr, one line a horizon; lrs without a score stand at the worse edge by their outcome."""
     lines = [(_measured(each["lrs"], each["scores"]), f"{each['horizon']} steps") for each in responses]
     made = figure("learning rate", f"mean {objective}")
-    made.update_xaxes(_log_axis([x for points, _ in lines for x, _ in points]))
+    ends = [end for each in responses for end in _ends(each["lrs"], each["scores"], each.get("outcomes"))]
+    made.update_xaxes(_log_axis([*(x for points, _ in lines for x, _ in points), *(lr for lr, _ in ends)]))
     _log_if_wide(made, [y for points, _ in lines for _, y in points])
     for number, (points, name) in enumerate(lines):
         made.add_scatter(
             x=[x for x, _ in points], y=[y for _, y in points], mode="markers+lines", name=name, showlegend=True,
             line={"color": _PALETTE[(2 - number) % len(_PALETTE)]},
         )  # fmt: skip
+    _mark_ends(made, ends, "x", "y", minimize)
     return made
 
 
+def _ends(
+    places: Sequence[Any], scores: Sequence[float | None], outcomes: Sequence[str] | None
+) -> list[tuple[Any, str]]:
+    """Of what has no score, where and how it ended. Runs of earlier versions do not tell."""
+    told = outcomes or [""] * len(scores)
+    return [(at, how) for at, score, how in zip(places, scores, told, strict=True) if not _finite([score])]
+
+
+def _mark_ends(made: go.Figure, ends: Sequence[tuple[Any, str]], categories: str, values: str, minimize: bool) -> None:
+    """Marks for `_ends` at the worse edge of the axis of `values`, on an axis of their own: no value places them."""
+    worse = 0.97 if minimize else 0.03
+    for outcome, (colour, symbol) in _ENDINGS.items():
+        places = [place for place, how in ends if how == outcome]
+        if places:
+            made.add_scatter(
+                **{categories: places, values: [worse] * len(places), f"{values}axis": f"{values}2"}, mode="markers",
+                marker={"color": colour, "symbol": symbol, "size": 10}, name=outcome, showlegend=True,
+                hovertemplate=f"%{{{categories}}}: {outcome}<extra></extra>",
+            )  # fmt: skip
+            own = {"overlaying": values, "range": [0, 1], "visible": False, "fixedrange": True}
+            made.update_layout({f"{values}axis2": own})
+
+
 def values_figure(
-    knob: str, objective: str, scores: Mapping[str, float | None], own: tuple[str, float | None]
+    knob: str,
+    objective: str,
+    scores: Mapping[str, float | None],
+    own: tuple[str, float | None],
+    outcomes: Sequence[str] | None = None,
+    minimize: bool = True,
 ) -> go.Figure:
     """Mean objective by the values of a knob, evenly spaced; `own` is the incumbent's name and score, as a line.
 
+    A value without a score stands at the worse edge by its outcome; `outcomes` are those of the values, in turn.
     Values of many letters stand one below the other, with the objective along the x axis.
     """
     told = [_folded(value) for value in scores]
@@ -173,6 +207,7 @@ def values_figure(
             **{categories: told, values: [own[1]] * len(told)}, mode="lines", name=literal(own[0]), showlegend=True,
             line={"color": ORANGE, "dash": "dash"},
         )  # fmt: skip
+    _mark_ends(made, _ends(told, list(scores.values()), outcomes), categories, values, minimize)
     return made
 
 
@@ -199,24 +234,32 @@ def difference_figure(
     return made
 
 
-def ends_figure(objective: str, measured: Mapping[str, Mapping[str, Any]]) -> go.Figure:
-    """What the last comparison measured: by recipe, each seed as a dot beside the mean with its interval."""
+def ends_figure(objective: str, measured: Mapping[str, Mapping[str, Any]], colours: Sequence[int]) -> go.Figure:
+    """What last comparisons measured: each seed as a dot beside the mean with its interval.
+
+    A row an entry of `measured`, the first on top; `colours` are numbers as those of a `Line`.
+    """
     made = figure(objective, "")
     rows = list(measured)[::-1]
-    for height, (row, colour) in enumerate(zip(rows, (GREY, ORANGE), strict=True)):
-        values = _finite(measured[row]["values"])
+    for height, (row, number) in enumerate(zip(rows, list(colours)[::-1], strict=True)):
+        values, name, colour = _finite(measured[row]["values"]), literal(row), _PALETTE[number % len(_PALETTE)]
         made.add_scatter(
-            x=values, y=[height - 0.18] * len(values), mode="markers", hoverinfo="x", name=f"{row}, by seed",
+            x=values, y=[height - 0.18] * len(values), mode="markers", hoverinfo="x", name=f"{name}, by seed",
             marker={"color": colour, "size": 9, "opacity": 0.6},
         )  # fmt: skip
         mean = measured[row]["mean"]
         if mean is not None:
             made.add_scatter(
-                x=[mean], y=[height + 0.18], mode="markers", hoverinfo="x", name=f"{row}, mean",
+                x=[mean], y=[height + 0.18], mode="markers", hoverinfo="x", name=f"{name}, mean",
                 error_x=_bars(mean, measured[row]["ci95"]), marker={"color": colour, "size": 11, "symbol": "diamond"},
             )  # fmt: skip
-    made.update_layout(height=210, showlegend=False)
-    made.update_yaxes(tickvals=list(range(len(rows))), ticktext=rows, range=[-0.6, len(rows) - 0.4], showgrid=False)
+    made.update_layout(height=70 * (1 + len(rows)), showlegend=False)
+    made.update_yaxes(
+        tickvals=list(range(len(rows))),
+        ticktext=list(map(_folded, rows)),
+        range=[-0.6, len(rows) - 0.4],
+        showgrid=False,
+    )
     return made
 
 

@@ -79,7 +79,7 @@ def _answer(result: Result) -> str:
         most = max(map(len, rows)) - 1
         data = table(["recipe", *(f"seed {place}" for place in range(1, most + 1))], rows, f"{name} by fresh seed")
         caption = "Where the last comparison ended: a dot for each fresh seed, and the mean with its interval."
-        parts.append(picture(ends_figure(name, measured), caption, data))
+        parts.append(picture(ends_figure(name, measured, (1, 0)), caption, data))
     return "\n".join(parts)
 
 

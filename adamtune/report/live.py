@@ -21,7 +21,7 @@ from adamtune.report.aside import kept_aside
 from adamtune.report.console import PlainConsole
 from adamtune.report.screen import screen_lines
 from adamtune.report.so_far import SoFar, spent_told, standing_told
-from adamtune.report.wording import number
+from adamtune.report.wording import beside_values, number
 
 if TYPE_CHECKING:
     from adamtune.diagnosis import Told
@@ -122,8 +122,11 @@ class SweepLines(SoFar):
     def on_answer(self, answer: StageAnswer) -> None:
         """See `Progress`."""
         super().on_answer(answer)
-        change = f"{number(answer.before)} -> {number(answer.after)}, " if answer.before != answer.after else ""
-        self._console.tell(f"  {answer.verdict}: {change}{answer.reason}", 4)
+        told = answer.reason
+        if answer.before != answer.after:
+            why = beside_values(answer.stage, answer.after, answer.reason)
+            told = f"{number(answer.before)} -> {number(answer.after)}{why}"
+        self._console.tell(f"  {answer.verdict}: {told}", 4)
 
     def on_findings(self, findings: Sequence[Told]) -> None:
         """See `Progress`."""

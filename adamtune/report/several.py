@@ -10,7 +10,7 @@ import pandas as pd
 
 from adamtune import rundir
 from adamtune.comparison import compare
-from adamtune.report.figures import Line, lines_figure
+from adamtune.report.figures import Line, ends_figure, lines_figure
 from adamtune.report.line_table import lines_table
 from adamtune.report.page import Section, page, paragraph, picture, table
 from adamtune.report.wording import number, with_bounds, with_interval
@@ -30,7 +30,7 @@ def several_html(runs: Sequence[Path]) -> str:
         Section("What each changed", _changes(results), "changes"),
         _curves(runs, results),
     ]
-    lead = (_paired(runs, list(results)) if len(runs) == 2 else "") + _measured(results)
+    lead = (_paired(runs, list(results)) if len(runs) == 2 else "") + _measured(results) + _means(results)
     return page(f"adamtune: {len(runs)} runs", lead, [section for section in sections if section])
 
 
@@ -44,6 +44,32 @@ def _measured(results: Results) -> str:
     columns = [_figures(result) for result in results.values()]
     rows = [[what, *(each[what] for each in columns)] for what in columns[0]]
     return table(["measured", *results], rows, "What each run measured") + paragraph("Intervals are 95%.")
+
+
+def _means(results: Results) -> str:
+    """The recommended recipes side by side, where all runs have one objective and one of them has a value."""
+    measured = {name: result["recommended"] for name, result in results.items()}
+    values = [value for of in measured.values() for value in of["values"]]
+    objective = _one_objective(results)
+    if objective is None or all(value is None for value in values):
+        return ""
+    most = max(len(of["values"]) for of in measured.values())
+    rows = [
+        [name, with_interval(of), *map(number, of["values"]), *["-"] * (most - len(of["values"]))]
+        for name, of in measured.items()
+    ]
+    data = table(["run", "mean, 95%", *(f"seed {place}" for place in range(1, most + 1))], rows, f"{objective} by run")
+    diverged = [name for name, of in measured.items() if of["mean"] is None]
+    caption = "The recommended recipe of each run: a dot for each fresh seed, and the mean with its 95% interval."
+    if diverged:
+        caption += f" No mean, because diverged on a seed: {', '.join(diverged)}."
+    return picture(ends_figure(objective, measured, range(1, len(measured) + 1)), caption, data)
+
+
+def _one_objective(results: Results) -> str | None:
+    """The objective's name where it is that of all runs; None where they have several."""
+    names = {result["objective"]["name"] for result in results.values()}
+    return names.pop() if len(names) == 1 else None
 
 
 def _figures(result: Mapping[str, Any]) -> dict[str, str]:
@@ -96,10 +122,9 @@ def _changes(results: Results) -> str:
 
 def _curves(runs: Sequence[Path], results: Results) -> Section | None:
     """The recommended recipes' learning curves, where all runs have one objective."""
-    objectives = {result["objective"]["name"] for result in results.values()}
-    if len(objectives) > 1:
+    objective = _one_objective(results)
+    if objective is None:
         return None
-    (objective,) = objectives
     lines = []
     for colour, (name, run) in enumerate(zip(results, runs, strict=True), start=1):
         curves = final_rows(run, rundir.CURVES)

@@ -94,29 +94,28 @@ def _range_picture(details: Mapping[str, Any]) -> str:
 
 def _response_picture(responses: Sequence[Mapping[str, Any]], objective: Mapping[str, str]) -> str:
     shown = [dict(each, scores=_as_measured(each["scores"], objective)) for each in responses]
-    points = [
-        (number(lr), str(each["horizon"]), number(score))
-        for each in shown
-        for lr, score in zip(each["lrs"], each["scores"], strict=True)
-    ]
-    missing = [f"{lr} ({horizon} steps)" for lr, horizon, score in points if score == "-"]
+    rows, missing = [], []
+    for each in shown:
+        for lr, score, how in zip(each["lrs"], each["scores"], _outcomes(each), strict=True):
+            rows.append([number(lr), str(each["horizon"]), _score(score, how)])
+            missing += [] if score is not None else [f"{number(lr)} over {each['horizon']} steps ({_ending(how)})"]
     caption = f"Mean validation {objective['name']} by lr, on the search seeds." + _without_score(missing)
-    data = table(["learning rate", "steps", f"mean {objective['name']}"], points)
-    return picture(response_figure(shown, objective["name"]), caption, data)
+    data = table(["learning rate", "steps", f"mean {objective['name']}"], rows)
+    return picture(response_figure(shown, objective["name"], objective["direction"] == "minimize"), caption, data)
 
 
 def _candidates_picture(stage: Mapping[str, Any], objective: Mapping[str, str]) -> str:
     details, knob = stage["details"], stage["stage"]
-    scores = dict(zip(details["candidates"], _as_measured(details["scores"], objective), strict=True))
+    names, outcomes = details["candidates"], _outcomes(details)
+    scores = dict(zip(names, _as_measured(details["scores"], objective), strict=True))
     (own,) = _as_measured([details.get("incumbent_score")], objective)
     incumbent = "incumbent" if stage["before"] is None else f"incumbent, {number(stage['before'])}"
-    drawn = values_figure(knob, objective["name"], scores, (incumbent, own))
-    missing = [value for value, score in scores.items() if score is None]
-    if own is None:
-        missing.append(incumbent)
+    minimize = objective["direction"] == "minimize"
+    drawn = values_figure(knob, objective["name"], scores, (incumbent, own), outcomes, minimize)
+    ended = [*zip(scores.items(), outcomes, strict=True), ((incumbent, own), details.get("incumbent_outcome", ""))]
+    missing = [f"{name} ({_ending(how)})" for (name, score), how in ended if score is None]
     caption = f"Mean validation {objective['name']} by {knob}, on the search seeds." + _without_score(missing)
-    rows = [[value, number(score)] for value, score in scores.items()]
-    rows.append([incumbent, number(own)])
+    rows = [[name, _score(score, how)] for (name, score), how in ended]
     return picture(drawn, caption, table([knob, f"mean {objective['name']}"], rows))
 
 
@@ -124,8 +123,8 @@ def _recentred(recentred: Sequence[Mapping[str, Any]], objective: Mapping[str, s
     """The best candidates at other learning rates, and the lr that follows for each."""
     rows = []
     for each in recentred:
-        scores = _as_measured(each["scores"], objective)
-        tried = ", ".join(f"{number(score)} at {number(lr)}" for lr, score in zip(each["lrs"], scores, strict=True))
+        points = zip(each["lrs"], _as_measured(each["scores"], objective), _outcomes(each), strict=True)
+        tried = ", ".join(f"{_score(score, how)} at {number(lr)}" for lr, score, how in points)
         rows.append([each["candidate"], tried, number(each["lr"])])
     return table(["candidate", f"mean {objective['name']} at lr", "best lr"], rows)
 
@@ -163,8 +162,23 @@ def _as_measured(scores: Sequence[float | None], objective: Mapping[str, str]) -
     return [None if score is None else sign * score for score in scores]
 
 
+def _outcomes(details: Mapping[str, Any]) -> Sequence[str]:
+    """How the trials behind `scores` ended, one by one; empty texts for a run of before this was kept."""
+    return details.get("outcomes") or [""] * len(details["scores"])
+
+
+def _score(score: float | None, outcome: str) -> str:
+    """A score as a cell of a table; where there is none, why."""
+    return number(score) if score is not None else _ending(outcome)
+
+
+def _ending(outcome: str) -> str:
+    """Why there is no score. A trial may complete and its metric be NaN."""
+    return {"": "pruned or diverged", "completed": "not finite"}.get(outcome, outcome)
+
+
 def _without_score(missing: Sequence[str]) -> str:
-    return f" No point, because pruned or diverged: {'; '.join(missing)}." if missing else ""
+    return f" Without a value: {'; '.join(missing)}." if missing else ""
 
 
 def _evidence(evidence: Mapping[str, Any], objective: Mapping[str, str]) -> str:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from adamtune import rundir
 from adamtune.report.console import PlainConsole
-from adamtune.report.wording import number, steps_to, with_bounds, with_interval
+from adamtune.report.wording import beside_values, number, steps_to, with_bounds, with_interval
 
 if TYPE_CHECKING:
     from adamtune.comparison import Comparison, Paired
@@ -92,7 +92,10 @@ def print_result(result: Mapping[str, Any], run_dir: Path) -> None:
     for stage in result["stages"]:
         told = stage["before"] is not None or stage["after"] is not None
         before, after = (number(stage["before"]), number(stage["after"])) if told else ("", "")
-        verdicts.add_row(stage["stage"], stage["verdict"], before, after, stage["reason"])
+        why = stage["reason"]
+        if stage["before"] != stage["after"]:  # both stand to the left
+            why = beside_values(stage["stage"], stage["after"], why).lstrip(":, ")
+        verdicts.add_row(stage["stage"], stage["verdict"], before, after, why)
     out.print(verdicts)
     out.print()
     for finding in result.get("findings", ()):

@@ -18,6 +18,20 @@ def number(value: object) -> str:
     return "-" if value is None else str(value)
 
 
+def beside_values(stage: str, after: object, reason: str) -> str:
+    """A stage's reason where the knob and the value it was changed to stand before it: they are not said again.
+
+    `lr 0.09: better by evidence` becomes `: better by evidence`, and `beta1 0.8 at lr 0.02: better` becomes
+    ` at lr 0.02: better`. A reason that begins otherwise is left whole, behind a comma.
+    """
+    exact = f"{after:g}" if isinstance(after, float) else number(after)  # as stages name it: six digits, not four
+    for value in (exact, number(after)):
+        rest = reason.removeprefix(f"{stage} {value}")
+        if rest != reason and rest[:1] in (":", " "):
+            return rest
+    return f", {reason}"
+
+
 def with_bounds(interval: Mapping[str, Any]) -> str:
     """`mean [low, high]` of an entry of result.json."""
     low, high = interval["ci95"]

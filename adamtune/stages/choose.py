@@ -10,6 +10,7 @@ from operator import attrgetter
 from typing import Any
 
 from adamtune.evidence import Verdict
+from adamtune.history import worst
 from adamtune.knobs import KNOBS, Choice, Knob, Value
 from adamtune.recipe import Recipe
 from adamtune.schedule import warmup_steps
@@ -105,12 +106,15 @@ class _Choice:
     def run(self) -> StageAnswer:
         if not self.candidates:
             return self._answer(Verdict.KEPT, "there is nothing else to try", self.incumbent)
-        own = self._values(self.context.measure(self.ask.stage, self.incumbent, self.context.seeds.search))
-        tried = self._train(self.candidates, self.ask.prune)
+        mine = self.context.measure(self.ask.stage, self.incumbent, self.context.seeds.search)
+        results = self._train(self.candidates, self.ask.prune)
+        own, tried = self._values(mine), list(map(self._values, results))
         self.details |= {
             "candidates": [candidate.label for candidate in self.candidates],
             "scores": [self.context.score(values) for values in tried],
+            "outcomes": [str(worst(each)) for each in results],
             "incumbent_score": self.context.score(own),
+            "incumbent_outcome": str(worst(mine)),
         }
         contenders = self._contenders(own, tried)
         responses = self._recentre(contenders)
@@ -152,8 +156,8 @@ class _Choice:
         ask = self.ask
         return StageAnswer(ask.stage, ask.text, verdict, reason, recipe, before, after, details=self.details, **more)
 
-    def _train(self, candidates: Sequence[Candidate], prune: bool) -> list[list[float]]:
-        """The objective of each candidate by search seed; what was trained before is not trained again."""
+    def _train(self, candidates: Sequence[Candidate], prune: bool) -> list[list[TrialResult]]:
+        """The trials of each candidate by search seed; what was trained before is not trained again."""
         context, seeds = self.context, self.context.seeds.search
         new = [candidate for candidate in candidates if self._known(candidate) is None]
         study = self._study()
@@ -173,7 +177,7 @@ class _Choice:
         trained = {
             candidate.label: results[at * len(seeds) : (at + 1) * len(seeds)] for at, candidate in enumerate(new)
         }
-        return [self._values(trained.get(candidate.label) or self._known(candidate) or []) for candidate in candidates]
+        return [trained.get(candidate.label) or self._known(candidate) or [] for candidate in candidates]
 
     def _known(self, candidate: Candidate) -> list[TrialResult] | None:
         results = [self.context.known(candidate.recipe, seed) for seed in self.context.seeds.search]
@@ -220,15 +224,13 @@ class _Choice:
             ]
             ladders[place] = sorted([own, *moved], key=lambda candidate: lr_of(candidate.recipe))
         flat = [candidate for ladder in ladders.values() for candidate in ladder]
-        scores = {
-            candidate.label: self.context.score(values)
-            for candidate, values in zip(flat, self._train(flat, prune=False), strict=True)
-        }
+        results = dict(zip((each.label for each in flat), self._train(flat, prune=False), strict=True))
         responses = {
             place: Response(
                 self.context.horizon,
                 tuple(lr_of(candidate.recipe) for candidate in ladder),
-                tuple(scores[candidate.label] for candidate in ladder),
+                tuple(self.context.score(self._values(results[candidate.label])) for candidate in ladder),
+                tuple(worst(results[candidate.label]) for candidate in ladder),
             )
             for place, ladder in ladders.items()
         }
@@ -237,6 +239,7 @@ class _Choice:
                 "candidate": self.candidates[place].label,
                 "lrs": list(response.lrs),
                 "scores": list(response.scores),
+                "outcomes": list(map(str, response.outcomes)),
                 "lr": self._lr_of(lr_of(self.candidates[place].recipe), response),
             }
             for place, response in responses.items()

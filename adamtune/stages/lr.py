@@ -8,6 +8,7 @@ from typing import Any
 
 from adamtune.errors import NothingLearned
 from adamtune.evidence import Verdict
+from adamtune.history import Outcome, worst
 from adamtune.knobs import Knob
 from adamtune.recipe import Recipe
 from adamtune.spec import Spec
@@ -60,6 +61,7 @@ def ladder(
     seeds = context.seeds.search
     study = context.study(f"{stage}/{horizon}-steps", [limits], keep)
     scores: dict[float, float] = {}
+    outcomes: dict[float, Outcome] = {}
     new = sorted(lrs)
     while new:
         asked = [trial for lr in new for trial in study.ask({"lr": lr}, seeds)]
@@ -68,8 +70,11 @@ def ladder(
         results = context.race(stage, study, asked, requests, [*middle, horizon], prune_at=middle)
         for place, lr in enumerate(new):
             own = results[place * len(seeds) : (place + 1) * len(seeds)]
-            scores[lr] = context.score(map(context.value, own))
-        response = Response(horizon, tuple(sorted(scores)), tuple(scores[lr] for lr in sorted(scores)))
+            scores[lr], outcomes[lr] = context.score(map(context.value, own)), worst(own)
+        tried = sorted(scores)
+        response = Response(
+            horizon, tuple(tried), tuple(scores[lr] for lr in tried), tuple(outcomes[lr] for lr in tried)
+        )
         new = _beyond(response, spacing, limits)[: most - len(scores)]
     if not any(map(math.isfinite, response.scores)):
         raise NothingLearned(
@@ -136,9 +141,7 @@ def run(context: StageContext, incumbent: Recipe) -> StageAnswer:
         best = knob.clip(optimum(responses[-1]))
     best = knob.clip(float(f"{best:.3g}"))
     last = responses[-1]
-    details: dict[str, Any] = {
-        "responses": [{"horizon": r.horizon, "lrs": list(r.lrs), "scores": list(r.scores)} for r in responses]
-    }
+    details: dict[str, Any] = {"responses": [response.to_dict() for response in responses]}
 
     def answer(verdict: Verdict, reason: str, recipe: Recipe, **more: Any) -> StageAnswer:
         if last.at_low_end or last.at_high_end:

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from adamtune.errors import NothingLearned
+from adamtune.history import worst
 from adamtune.knobs import Knob
 from adamtune.recipe import Recipe
 from adamtune.stages.context import StageContext
 from adamtune.stages.lr_curve import RangeCurve
 from adamtune.stages.lr_response import Response, optimum, parabola
-from adamtune.trial import TrialRequest
+from adamtune.trial import TrialRequest, TrialResult
 
 SPACING = 0.5
 """Decades between neighbours of the bracket. Half of it named the optimum no better, for twice the trials."""
@@ -95,26 +96,26 @@ def bracket(
     """
     seeds = context.seeds.search
     study = context.study(f"{stage}/{horizon}-steps", [limits])
-    values: dict[float, list[float]] = {}
+    results: dict[float, list[TrialResult]] = {}
 
     def train(lrs: list[float], seed: int) -> None:
         asked = [trial for lr in lrs for trial in study.ask({limits.name: lr}, [seed])]
         requests = [TrialRequest(at(lr), seed, horizon) for lr in lrs]
         for lr, result in zip(lrs, context.race(stage, study, asked, requests, [horizon]), strict=True):
-            values.setdefault(lr, []).append(context.value(result))
+            results.setdefault(lr, []).append(result)
 
-    def response() -> Response:
-        lrs = sorted(values)
-        return Response(horizon, tuple(lrs), tuple(context.score(values[lr]) for lr in lrs))
+    def response(lrs: list[float]) -> Response:
+        scores = (context.score(map(context.value, results[lr])) for lr in lrs)
+        return Response(horizon, tuple(lrs), tuple(scores), tuple(worst(results[lr]) for lr in lrs))
 
     before = context.open([TrialRequest(at(centre), seeds[0], horizon)]).advance(0) if baseline else []
     untrained = context.score(report.values[context.spec.objective.name] for report in before if report)
     factor = 10**spacing
     first = [lr for lr in (centre / factor**0.5, centre * factor**0.5) if limits.low <= lr <= limits.high]
     train(first or [limits.clip(centre)], seeds[0])
-    used = len(values)
+    used = len(results)
     while used < trials:
-        found = response()
+        found = response(sorted(results))
         nothing = not any(map(math.isfinite, found.scores))
         beyond = found.lrs[0] / factor if found.at_low_end or nothing else found.lrs[-1] * factor
         inside = not (found.at_low_end or found.at_high_end or nothing)
@@ -122,7 +123,7 @@ def bracket(
             break
         train([beyond], seeds[0])
         used += 1
-    found = response()
+    found = response(sorted(results))
     if not any(map(math.isfinite, found.scores)):
         raise NothingLearned(
             f"all {used} trials diverged, down to a learning rate of {found.lrs[0]:.2g}; check the loss for overflow"
@@ -134,7 +135,7 @@ def bracket(
     # The points far from the best have one seed only, and a mean over other seeds is no match for theirs.
     closed = not (found.at_low_end or found.at_high_end)
     if more:
-        found = Response(horizon, tuple(near), tuple(context.score(values[lr]) for lr in near))
+        found = response(near)
     return Bracket(found, closed, untrained)
 
 

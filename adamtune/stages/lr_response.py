@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
+
+from adamtune.history import Outcome
 
 
 @dataclass(frozen=True)
@@ -13,6 +16,13 @@ class Response:
     horizon: int
     lrs: tuple[float, ...]
     scores: tuple[float, ...]
+    outcomes: tuple[Outcome, ...] = ()
+    """How the trials at each lr ended, the worst over seeds; empty where that is not known."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, for an answer's details."""
+        outcomes = list(map(str, self.outcomes))
+        return {"horizon": self.horizon, "lrs": list(self.lrs), "scores": list(self.scores), "outcomes": outcomes}
 
     @property
     def best(self) -> int:

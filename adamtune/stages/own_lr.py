@@ -70,5 +70,4 @@ def short_test(
         return ShortTest(None, {}, failed)
     response = found.response
     lr = for_horizon(optimum(response), response.horizon, context.horizon).lr
-    shown = {"horizon": response.horizon, "lrs": list(response.lrs), "scores": list(response.scores)}
-    return ShortTest(limits.clip(float(f"{lr:.3g}")), {"responses": [shown]})
+    return ShortTest(limits.clip(float(f"{lr:.3g}")), {"responses": [response.to_dict()]})

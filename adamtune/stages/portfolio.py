@@ -10,6 +10,7 @@ from typing import Any
 from adamtune.engines import ResumableBatch
 from adamtune.evidence import Verdict
 from adamtune.groups import ParamGroup
+from adamtune.history import worst
 from adamtune.knobs import KNOBS, Value
 from adamtune.recipe import Recipe
 from adamtune.search import Asked, KnobStudy
@@ -67,7 +68,8 @@ def run(context: StageContext, incumbent: Recipe) -> StageAnswer:
         recipe = _recipe(start, incumbent, context.spec)
         racing.setdefault(recipe.training_key(), (start, recipe))
     racing.pop(incumbent.training_key(), None)
-    own = [context.value(result) for result in context.measure(NAME, incumbent, seeds)]
+    mine = context.measure(NAME, incumbent, seeds)
+    own = list(map(context.value, mine))
     breadth = TRUSTED_BREADTH if context.learned else BREADTH
     racers = _race(context, list(racing.values()), seeds, breadth) if racing else []
     scores = [context.score(map(context.value, racer.results)) for racer in racers]
@@ -75,8 +77,10 @@ def run(context: StageContext, incumbent: Recipe) -> StageAnswer:
         "candidates": [racer.start.name for racer in racers],
         "sources": [racer.start.source for racer in racers],
         "scores": scores,
+        "outcomes": [str(worst(racer.results)) for racer in racers],
         "eighths": [racer.rung for racer in racers],
         "incumbent_score": context.score(own),
+        "incumbent_outcome": str(worst(mine)),
     }
 
     def answer(verdict: Verdict, reason: str, recipe: Recipe, **more: Any) -> StageAnswer:

@@ -9,6 +9,7 @@ from typing import get_args
 from adamtune.engines import pick_device
 from adamtune.evidence import Evidence, Verdict
 from adamtune.groups import ParamGroup
+from adamtune.history import worst
 from adamtune.knobs import Choice
 from adamtune.recipe import Precision, Recipe
 from adamtune.spec import Spec
@@ -74,7 +75,9 @@ def run(context: StageContext, incumbent: Recipe) -> StageAnswer:
     details = {
         "candidates": [each.label for each in candidates],
         "scores": [scores[each.label] for each in candidates],
+        "outcomes": [str(worst(results[each.label])) for each in candidates],
         "incumbent_score": scores[own.label],
+        "incumbent_outcome": str(worst(results[own.label])),
         "seconds_a_step": seconds,
     }
     told = []
