@@ -179,11 +179,11 @@ def test_sparse_gradients_train_one_by_one() -> None:
 
 def test_what_turns_out_midway_not_to_be_stackable_starts_again_one_by_one() -> None:
     notes: list[str] = []
-    batch = engine(task(lambda: Branching(9)), notes).open(ASKED)
+    batch = engine(task(lambda: Branching(15)), notes).open(ASKED)
     batch.advance(7)
     batch.prune(1)
     batch.advance(24)
-    reference = SequentialEngine(task(lambda: Branching(9)), CPU).open(ASKED)
+    reference = SequentialEngine(task(lambda: Branching(15)), CPU).open(ASKED)
     reference.advance(7)
     reference.prune(1)
     reference.advance(24)
