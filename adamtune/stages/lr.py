@@ -128,8 +128,8 @@ def run(context: StageContext, incumbent: Recipe) -> StageAnswer:
     short = squeezed(context.horizon)
     left = context.budget.steps - context.budget.spent - confirmation_cost(context.spec)
     for_lr = left - factorial.cost(context.spec, incumbent, short)
-    alone = context.spec.stages is not None or not frugal(context.spec) or for_lr < _LEAST_SHORT_TRIALS * short
-    together = not alone and bool(factorial.notches(context.spec, incumbent))
+    small = context.spec.stages is None and frugal(context.spec)
+    together = small and bool(factorial.notches(context.spec, incumbent)) and for_lr >= _LEAST_SHORT_TRIALS * short
     trials = min(trials, int(for_lr // short)) if together else trials
     found = bracket(context, lambda lr: incumbent.with_knob("lr", lr), centre, short, trials, knob, baseline=False)
     best_short = lower_end(found.response)
