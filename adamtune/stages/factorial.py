@@ -37,7 +37,8 @@ def notches(spec: Spec, recipe: Recipe) -> dict[str, float]:
     """By knob, the other value to try: averages half as long for beta1, a tenth as long for beta2, ten times the decay.
 
     Short runs have fewer gradients to average. Chosen by us, after a look at what helps on seven of the tasks in
-    `benchmarks.lr_tasks` (the README names them), so figures there flatter it. Left out is what lies outside the spec's range, and all for SGD.
+    `benchmarks.lr_tasks` (the README names them), so figures there flatter it. Left out
+    is what lies outside the spec's range, and all for SGD.
     """
     if recipe.optimizer == "sgd":
         return {}
