@@ -26,13 +26,16 @@ WIDTHS = (2, 4, 8, 16, 32, 64, 128)
 _GAIN = 0.97
 """A stack must need at most this share of the time that its trials need one by one."""
 _STILL_FALLING = 0.95
-"""Wider stacks are tried while the time a member needs falls below this share of the last width's."""
+"""Wider stacks are tried while the time a member needs falls below this share of the last width's, and a trial alone is
+timed again while its does."""
 _TIMED, _TIMED_SLOW = 10, 3
 """Steps timed at each width, after one to warm up; the quickest counts. And those of a model so slow that so many take
 more than `_SHARE` of the time there is: then fewer widths would be tried."""
 _SHARE = 0.1
-_TIMED_ALONE = 5
-"""Steps of each of two measurements of a trial alone: what a rung costs beside its steps must not weigh."""
+_TIMED_ALONE, _TIMES_ALONE = 5, 6
+"""Steps of each measurement of a trial alone (what a rung costs beside its steps must not weigh), and how often at most:
+in a process that was just forked, steps take up to three times as long at first.
+"""
 _OVERHEAD = 1.5
 """Memory a stack takes beside what is counted: results of operations under way, and the allocator's slack."""
 
@@ -87,20 +90,23 @@ def together(times: Sequence[StepTimes]) -> StepTimes:
 def time_alone(task: Task, request: TrialRequest, device: torch.device) -> float:
     """Seconds of a training step of one trial; inf where its first raises, as it will again when it trains."""
     timed: list[float] = []
+    rungs = [1 + _TIMED_ALONE * times for times in range(1 + _TIMES_ALONE)]  # to the first it warms up
     with cpu_threads():
-        horizon = max(request.horizon, 1 + 2 * _TIMED_ALONE)
+        horizon = max(request.horizon, rungs[-1])
         try:
             trial = Trial(task, replace(request, probe=False, horizon=horizon), device)
-            for rung in (1, 1 + _TIMED_ALONE, 1 + 2 * _TIMED_ALONE):
+            for rung in rungs:
                 _wait(device)
                 before, began = trial.step, time.perf_counter()
                 trial.advance(rung, evaluate=False)
                 _wait(device)
                 if trial.step > before:  # else it has diverged
                     timed.append((time.perf_counter() - began) / (trial.step - before))
+                if len(timed) > 2 and timed[-1] > _STILL_FALLING * min(timed[1:-1]):
+                    break
         except AdamtuneError:
             pass
-    return min(timed[1:] or timed, default=math.inf)  # the first warms up
+    return min(timed[1:] or timed, default=math.inf)
 
 
 def time_steps(
