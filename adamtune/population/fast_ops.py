@@ -4,7 +4,7 @@ Nothing here changes what is computed, only the layout it is computed in; withou
 slowly, or is refused. Why each is quicker (measured on CPU):
 
 - `linear`: one batched GEMM whose weight gradient comes out in the weight's own layout; vmap's is transposed, and
-  autograd copies it.
+  autograd copies it. See `products` for who multiplies.
 - `conv2d`, `max_pool2d`: the members become channels, in channels-last layout, as one grouped convolution; channels
   first it is 2.5 times slower, and max-pooling 16 times.
 - `scaled_dot_product_attention`: the members join the batch; vmap runs the fused kernel once a member.
