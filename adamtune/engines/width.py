@@ -33,8 +33,8 @@ _TIMED, _TIMED_SLOW = 10, 3
 more than `_SHARE` of the time there is: then fewer widths would be tried."""
 _SHARE = 0.1
 _TIMED_ALONE, _TIMES_ALONE = 5, 6
-"""Steps of each measurement of a trial alone (what a rung costs beside its steps must not weigh), and how many there are
-at most: in a process that was just forked, steps take up to three times as long at first.
+"""Steps of each measurement of a trial alone (what a rung costs beside its steps must not weigh), and how many at
+most: in a process that was just forked, steps take up to three times as long at first.
 """
 _OVERHEAD = 1.5
 """Memory a stack takes beside what is counted: results of operations under way, and the allocator's slack."""
