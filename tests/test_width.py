@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,11 +15,22 @@ from stacked import CPU, loss, mlp, requests, task, width_of
 from torch import Tensor, nn
 
 from adamtune.engines.memory import free_memory
+from adamtune.engines.population import PopulationEngine
 from adamtune.engines.width import StepTimes, time_steps, together
 from adamtune.population.check import check
 
 ASKED = requests()
 TIMES = StepTimes(1.0, ((2, 1.2), (4, 1.6), (8, 2.0), (16, 8.0)), False, "")
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = mlp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.body(x)
+        return out if out.sum() > 0 else 0.5 * out
 
 
 def test_the_width_is_the_one_at_which_a_member_costs_least() -> None:
@@ -71,19 +85,62 @@ def test_a_model_that_is_slow_for_the_time_there_is_is_timed_over_fewer_steps(mo
 
 
 def test_why_trials_cannot_be_stacked_is_part_of_what_was_measured() -> None:
-    class Branching(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body = mlp()
-
-        def forward(self, x: Tensor) -> Tensor:
-            out: Tensor = self.body(x)
-            return out if out.sum() > 0 else 0.5 * out
-
     times = time_steps(task(Branching), ASKED, CPU, 1e9, 1.0)
     assert (times.stacked, times.width) == ((), 1)
     assert "the model (Branching)" in times.note
     assert not times.pays([100])
+
+
+POSITIVE = st.floats(1e-9, 1e9)
+
+
+@given(POSITIVE, st.dictionaries(st.integers(2, 128), POSITIVE), st.booleans(), st.text(max_size=9))
+def test_what_was_measured_is_read_back(alone: float, stacked: dict[int, float], noisy: bool, note: str) -> None:
+    times = StepTimes(alone, tuple(stacked.items()), noisy, note)
+    assert StepTimes.of(json.loads(json.dumps(times.to_dict()))) == times
+
+
+def trained(known: Any, make_model: Callable[[], nn.Module] = mlp) -> tuple[int, str]:
+    """How many steps were timed at a width that only timing has, and the note on how trials train."""
+    seen, notes = [], []
+
+    def watched(model: nn.Module, x: Tensor) -> Tensor:
+        value = loss(model, x)
+        seen.append(width_of(value))
+        return value
+
+    own = task(make_model, watched)
+    engine = PopulationEngine(own, CPU, on_note=notes.append, always=True, processes=1, known=known)
+    engine.open(ASKED)
+    engine.close()
+    return seen.count(4), *notes
+
+
+def test_step_times_of_an_earlier_sitting_are_not_measured_again() -> None:
+    engine = PopulationEngine(task(), CPU, processes=1, always=True)
+    engine.open(ASKED)
+    known = json.loads(json.dumps(engine.facts()))
+    known["measured"][0]["seconds_by_width"] = {"2": 1e-9}
+    assert trained(known) == (0, trained(known)[1])
+    assert "in stacks of up to 2" in trained(known)[1]
+    assert trained(None)[0] > 0
+
+
+@pytest.mark.parametrize("damage", [
+    {"measured": 3}, {"measured": [{}]}, {"measured": []}, {"torch": "1.0"}, {"processes": 9}, {"products_by": "hand"},
+])  # fmt: skip
+def test_step_times_of_another_machine_or_damaged_ones_are_measured_again(damage: dict[str, Any]) -> None:
+    engine = PopulationEngine(task(), CPU, processes=1, always=True)
+    engine.open(ASKED)
+    assert trained(engine.facts())[0] == 0
+    assert trained(engine.facts() | damage)[0] > 0
+    assert trained([])[0] > 0
+
+
+def test_a_task_that_has_changed_since_is_not_stacked_for_what_was_measured_before() -> None:
+    engine = PopulationEngine(task(), CPU, processes=1, always=True)
+    engine.open(ASKED)
+    assert "the model (Branching)" in trained(engine.facts(), Branching)[1]
 
 
 def test_free_memory_is_that_of_this_machine() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -50,6 +52,25 @@ class StepTimes:
     noisy: bool
     note: str
     """Why trials cannot be stacked; empty where they can."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "width": self.width,
+            "noisy": self.noisy,
+            "seconds_alone": self.alone if math.isfinite(self.alone) else None,
+            "seconds_by_width": {str(width): seconds for width, seconds in self.stacked},
+            "one_by_one_because": self.note,
+        }
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> StepTimes:
+        """What `to_dict` gave. Raises `KeyError`, `TypeError` or `ValueError` where it cannot be."""
+        alone = float(data["seconds_alone"])
+        stacked = tuple((int(width), float(seconds)) for width, seconds in data["seconds_by_width"].items())
+        if not all(0 < number < math.inf for number in (alone, *itertools.chain(*stacked))):
+            raise ValueError("no times")
+        return cls(alone, stacked, bool(data["noisy"]), str(data["one_by_one_because"]))
 
     @property
     def width(self) -> int:
@@ -125,7 +146,7 @@ def time_steps(
         stacked: list[tuple[int, float]] = []
         each = _OVERHEAD * (facts.state + facts.activations)
         for width in WIDTHS:
-            if width > 2 and width * each > memory:
+            if width > WIDTHS[0] and width * each > memory:
                 break
             before = time.perf_counter()
             try:
@@ -141,6 +162,22 @@ def time_steps(
             if not falling or now - began + 2 * (now - before) > most_seconds:
                 break
     return StepTimes(alone, tuple(stacked), facts.noisy, "")
+
+
+def checked(
+    times: StepTimes, task: Task, requests: Sequence[TrialRequest], device: torch.device, memory: float
+) -> StepTimes:
+    """`times` of an earlier sitting as they hold now: the task, or what it imports, may have changed since, and less
+    memory may be free.
+    """
+    with cpu_threads():
+        try:
+            facts = check(task, requests, device)
+        except NotVectorisable as reason:
+            return StepTimes(times.alone, (), False, str(reason))
+    each = _OVERHEAD * (facts.state + facts.activations)
+    fitting = tuple(timed for timed in times.stacked if timed[0] == WIDTHS[0] or timed[0] * each <= memory)
+    return StepTimes(times.alone, fitting, facts.noisy, "")
 
 
 def _time_stack(
