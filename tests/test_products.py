@@ -22,6 +22,7 @@ SIZES = st.integers(0, 5) | st.sampled_from([32, 130])
 @pytest.fixture(autouse=True)
 def by_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "numpy_is_quicker", lambda: True)
+    monkeypatch.setattr(products, "WORTH", 0)
 
 
 def by_rows(matrices: Tensor) -> Tensor:
@@ -74,6 +75,22 @@ def test_other_numbers_are_left_to_torch() -> None:
     assert product(half, half).dtype == torch.bfloat16
     with pytest.raises(RuntimeError, match="BFloat16"):
         product(half, half.float())
+
+
+@pytest.mark.parametrize(("one", "other", "threads", "worth"), [
+    ((8, 64, 64), (8, 64, 64), 1, True),
+    ((8, 64, 64), (8, 64, 64), 2, False),
+    ((8, 64, 64), (8, 64, 1), 1, False),
+    ((8, 1, 64), (8, 64, 640), 1, False),
+    ((8, 16, 16), (8, 16, 16), 1, False),
+])  # fmt: skip
+def test_torch_multiplies_what_numpy_is_slower_at(
+    one: tuple[int, ...], other: tuple[int, ...], threads: int, worth: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "WORTH", 300_000)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    found = product(torch.ones(one, requires_grad=True), torch.ones(other))
+    assert ("Product" in str(found.grad_fn)) is worth
 
 
 def test_numpy_gets_as_many_threads_as_torch_and_gives_them_back(monkeypatch: pytest.MonkeyPatch) -> None:

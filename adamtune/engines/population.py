@@ -59,7 +59,9 @@ class PopulationEngine:
         self._workers: Workers | None = None
         self._alone: float | None = None
         self._times: dict[tuple[str, int], StepTimes] = {}
-        self._known = _step_times(known, self.facts()) if known else {}
+        self._known: dict[tuple[str, int], StepTimes] = {}
+        if known:
+            self._known = _step_times(known, self.facts())
 
     def open(self, requests: Sequence[TrialRequest]) -> LocalBatch | SharedBatch:
         """See `Engine.open`."""
@@ -90,7 +92,7 @@ class PopulationEngine:
             "products_by": "numpy" if self._device.type == "cpu" and numpy_is_quicker() else "torch",
             "measured": [
                 {"precision": precision, "accumulate": accumulate} | times.to_dict()
-                for (precision, accumulate), times in self._times.items()
+                for (precision, accumulate), times in (self._known | self._times).items()
             ],
         }
 
@@ -115,14 +117,18 @@ class PopulationEngine:
             self._alone = time_alone(self._task, requests[0], self._device)
         return self._alone * sum(request.horizon for request in requests)
 
+    def _still(self, known: StepTimes) -> bool:
+        return self._alone is not None and 1 / _ALIKE < known.alone / self._alone < _ALIKE
+
     def _measured(self, requests: Sequence[TrialRequest]) -> StepTimes:
         first = requests[0].recipe
         key = (first.precision, first.accumulate)
         if key not in self._times:
             alike = [r for r in requests if (r.recipe.precision, r.recipe.accumulate) == key]
             memory = self._memory * free_memory(self._device) / self._processes
-            if key in self._known:
-                self._times[key] = checked(self._known[key], self._task, alike, self._device, memory)
+            known = self._known.get(key)
+            if known is not None and self._still(known):
+                self._times[key] = checked(known, self._task, alike, self._device, memory)
                 self._on_note(_told(self._times[key], self._processes))
                 return self._times[key]
             seconds = max(0.5, _MEASURING_SHARE * self._seconds(alike))
@@ -136,6 +142,10 @@ class PopulationEngine:
 
 
 _CONDITIONS = ("device", "processes", "threads", "torch", "products_by")
+_ALIKE = 2.0
+"""Step times of an earlier sitting hold where those of a trial alone differ by less than this factor: the processor may
+be another, or the machine was busy then.
+"""
 
 
 def _step_times(known: Mapping[str, Any], now: Mapping[str, Any]) -> dict[tuple[str, int], StepTimes]:
@@ -144,7 +154,7 @@ def _step_times(known: Mapping[str, Any], now: Mapping[str, Any]) -> dict[tuple[
         if any(known[name] != now[name] for name in _CONDITIONS):
             return {}
         found = [(str(one["precision"]), int(one["accumulate"]), StepTimes.of(one)) for one in known["measured"]]
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
         return {}
     return {(precision, accumulate): times for precision, accumulate, times in found if times.stacked}
 

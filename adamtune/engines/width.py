@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -65,10 +64,15 @@ class StepTimes:
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> StepTimes:
-        """What `to_dict` gave. Raises `KeyError`, `TypeError` or `ValueError` where it cannot be."""
+        """What `to_dict` gave. Raises `KeyError`, `TypeError`, `AttributeError`, `ValueError` or `OverflowError` where
+        it cannot be.
+        """
         alone = float(data["seconds_alone"])
         stacked = tuple((int(width), float(seconds)) for width, seconds in data["seconds_by_width"].items())
-        if not all(0 < number < math.inf for number in (alone, *itertools.chain(*stacked))):
+        times = [alone, *(seconds for _, seconds in stacked)]
+        if tuple(width for width, _ in stacked) != WIDTHS[: len(stacked)] or not all(
+            0 < each < math.inf for each in times
+        ):
             raise ValueError("no times")
         return cls(alone, stacked, bool(data["noisy"]), str(data["one_by_one_because"]))
 

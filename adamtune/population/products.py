@@ -16,6 +16,8 @@ from adamtune.blas import numpy_is_quicker
 _SMALL = 10**6
 """Multiplications, up to which OpenBLAS has kernels that do not copy both matrices first: on 32 rows of 128 entries
 they are 2.5 times as quick. For one layout they are missing."""
+WORTH = 300_000
+"""Multiplications of all members, below which calling NumPy costs more than it saves."""
 
 
 def product(one: Tensor, other: Tensor) -> Tensor:
@@ -34,7 +36,13 @@ def shifted_product(offset: Tensor, one: Tensor, other: Tensor) -> Tensor:
 
 def _by_numpy(one: Tensor, other: Tensor) -> bool:
     usual = one.device.type == other.device.type == "cpu" and one.dtype == other.dtype
-    return usual and one.dtype in (torch.float32, torch.float64) and numpy_is_quicker()
+    if not usual or one.dtype not in (torch.float32, torch.float64) or not numpy_is_quicker():
+        return False
+    rows, inner, columns = one.shape[1], *other.shape[1:]
+    # A size of 1 NumPy multiplies by loops; and on several threads it gains nothing.
+    if min(rows, inner, columns) < 2 or torch.get_num_threads() > 1:
+        return False
+    return one.shape[0] * rows * inner * columns >= WORTH
 
 
 class _Product(torch.autograd.Function):
