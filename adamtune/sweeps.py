@@ -273,7 +273,12 @@ def _engine(spec: Spec, task: Task, device: torch.device, storage: BaseStorage, 
         return make_ray(spec, device, notes.on_steps, notes.on_note)
     if spec.engine != "workers":
         on_steps, on_note, processes = notes.on_steps, notes.on_note, spec.workers
-        return make_engine(spec.engine, task, device, on_steps, on_note, spec.memory, processes, spec.trial_timeout)
+        known = None
+        with suppress(RunDirError, OSError, ValueError):  # of a sitting that was killed there is none
+            known = rundir.read_json(run.path, rundir.ENGINE)
+        return make_engine(
+            spec.engine, task, device, on_steps, on_note, spec.memory, processes, spec.trial_timeout, known
+        )
     url = spec.storage
     if url is None:  # jobs need a storage that many processes write to
         work = run.file(rundir.WORK)

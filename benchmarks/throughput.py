@@ -67,6 +67,8 @@ CASES: dict[str, tuple[Callable[[], Task], int, int]] = {  # the task, how many 
 }
 PEERS = ("optuna", "ray", "sequential", "auto")
 GROWTH = (1, 4, 16, 64, 256)
+DICTATED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE")
+"""Left out of the environment of what is measured: all take the threads and kernels that they choose by themselves."""
 CPU = torch.device("cpu")
 CORES = len(os.sched_getaffinity(0))
 
@@ -200,14 +202,14 @@ def measure(case: str, peer: str, count: int, steps: int) -> Run | str:
         return "not installed"
     command = [sys.executable, "-m", "benchmarks.throughput", "--one", case, peer]
     command += ["--trials", str(count), "--steps", str(steps)]
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    environment = {name: value for name, value in os.environ.items() if name not in DICTATED}
     peak = 0.0
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
         while True:
             try:
-                out, problem = process.communicate(timeout=0.2)
+                out, problem = process.communicate(timeout=1.0)  # to look costs 40 ms
                 break
             except subprocess.TimeoutExpired:
                 peak = max(peak, tree_mb(process.pid))
@@ -312,9 +314,9 @@ def state_bytes(width: int) -> tuple[int, float]:
     one_model = 4 * sum(param.nbytes for param in feeds[0].model.parameters())
     stack = Stack.start(task, members, feeds, False, CPU)
     stack.step({seed: feed.draw(0, 1, 1, 10, noisy=False)[0] for seed, feed in feeds.items()}, 0)
-    state = stack._model.state
+    state = stack.model.state
     tensors = [*state.params, *state.first, *state.second, *state.steps, *state.buffers.values()]
-    tensors += [*stack._model.module.parameters(), *(param.grad for param in state.params if param.grad is not None)]
+    tensors += [*stack.model.module.parameters(), *(param.grad for param in state.params if param.grad is not None)]
     return one_model, sum(tensor.nbytes for tensor in tensors) / width / one_model
 
 

@@ -35,6 +35,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from adamtune.errors import RecipeError
 from adamtune.groups import param_groups
 from adamtune.history import Outcome, Ramp, TrialRequest
+from adamtune.population import products
 from adamtune.recipe import Recipe, Schedule, Switch, WarmupSteps
 from adamtune.task import Task
 from adamtune.tasks import chars, digits
@@ -88,6 +89,14 @@ def members(accumulate: int = 1) -> list[TrialRequest]:
     return [*asked, *ramped][:: 1 if accumulate == 1 else 2]
 
 
+@pytest.fixture(params=["torch", "numpy"])
+def multiplied_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each library in turn, whichever is the quicker here."""
+    monkeypatch.setattr(products, "numpy_is_quicker", lambda: request.param == "numpy")
+    monkeypatch.setattr(products, "WORTH", 0)
+
+
+@pytest.mark.usefixtures("multiplied_by")
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_every_knob_on_a_built_in_task_in_float64(name: str, accumulate: int) -> None:
@@ -98,6 +107,7 @@ def test_every_knob_on_a_built_in_task_in_float64(name: str, accumulate: int) ->
     assert_same(stacked(double, asked, RUNGS, width=5), expected)
 
 
+@pytest.mark.usefixtures("multiplied_by")
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 0.08)])
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_a_short_run_to_rounding(name: str, precision: str, tolerance: float) -> None:

@@ -418,6 +418,11 @@ def test_a_stage_tells_where_lr_was_re_centred_and_what_its_candidates_come_from
         "seconds_a_step": {"fp32": 0.002, "bf16": 0.004, "fp16": None},
         "late_to_middle": {"m_hat": 0.25, "sqrt_v_hat": None},
         "gaps": {"none": {"training": 0.5, "validation": 0.75, "gap": 0.25}},
+        "factorial": [
+            {"changes": {}, "score": -0.5},
+            {"changes": {"beta1": 0.8}, "score": None},
+            {"changes": {"beta1": 0.8, "weight_decay": 0.1}, "score": -0.75},
+        ],
     }
     text = text_of(page_of())
     assert "0.05 before, 500 steps after." in text
@@ -426,6 +431,7 @@ def test_a_stage_tells_where_lr_was_re_centred_and_what_its_candidates_come_from
     assert "by 64 records of the probe: median 0.4, 90th percentile 1.5." in text
     assert "Milliseconds a step, trained alone: fp32 2, bf16 4." in text
     assert "medians of Adam's state by the probe: m_hat 0.25, sqrt_v_hat -." in text
+    assert re.search(r"beta1 0\.8, weight_decay 0\.1\s+0\.75\s+nothing\s+0\.5\s+beta1 0\.8\s+pruned or diverged", text)
     assert re.search(r"training loss at the end\s+validation loss\s+gap\s+none\s+0\.5\s+0\.75\s+0\.25", text)
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -11,12 +15,24 @@ from hypothesis import strategies as st
 from stacked import CPU, loss, mlp, requests, task, width_of
 from torch import Tensor, nn
 
+from adamtune.engines import population
 from adamtune.engines.memory import free_memory
-from adamtune.engines.width import StepTimes, time_steps, together
+from adamtune.engines.population import PopulationEngine
+from adamtune.engines.width import WIDTHS, StepTimes, time_steps, together
 from adamtune.population.check import check
 
 ASKED = requests()
 TIMES = StepTimes(1.0, ((2, 1.2), (4, 1.6), (8, 2.0), (16, 8.0)), False, "")
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = mlp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.body(x)
+        return out if out.sum() > 0 else 0.5 * out
 
 
 def test_the_width_is_the_one_at_which_a_member_costs_least() -> None:
@@ -71,19 +87,70 @@ def test_a_model_that_is_slow_for_the_time_there_is_is_timed_over_fewer_steps(mo
 
 
 def test_why_trials_cannot_be_stacked_is_part_of_what_was_measured() -> None:
-    class Branching(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body = mlp()
-
-        def forward(self, x: Tensor) -> Tensor:
-            out: Tensor = self.body(x)
-            return out if out.sum() > 0 else 0.5 * out
-
     times = time_steps(task(Branching), ASKED, CPU, 1e9, 1.0)
     assert (times.stacked, times.width) == ((), 1)
     assert "the model (Branching)" in times.note
     assert not times.pays([100])
+
+
+POSITIVE = st.floats(1e-9, 1e9)
+
+
+@given(POSITIVE, st.lists(POSITIVE, max_size=len(WIDTHS)), st.booleans(), st.text(max_size=9))
+def test_what_was_measured_is_read_back(alone: float, seconds: list[float], noisy: bool, note: str) -> None:
+    times = StepTimes(alone, tuple(zip(WIDTHS, seconds, strict=False)), noisy, note)
+    assert StepTimes.of(json.loads(json.dumps(times.to_dict()))) == times
+
+
+def trained(known: Any, make_model: Callable[[], nn.Module] = mlp) -> tuple[bool, str]:
+    """Whether an engine that knows this measures, and its note on how trials train."""
+    notes: list[str] = []
+    with mock.patch.object(population, "time_steps", wraps=time_steps) as timing:
+        engine = PopulationEngine(task(make_model), CPU, on_note=notes.append, always=True, processes=1, known=known)
+        engine.open(ASKED)
+        engine.close()
+    return timing.called, *notes
+
+
+@pytest.fixture
+def facts(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What an engine tells of stacks of two, on a machine whose steps alone always take as long."""
+    monkeypatch.setattr(population, "time_alone", lambda *_: 1e-3)
+    engine = PopulationEngine(task(), CPU, processes=1, always=True)
+    engine.open(ASKED)
+    told: dict[str, Any] = json.loads(json.dumps(engine.facts()))
+    told["measured"][0] |= {"seconds_alone": 1e-3, "seconds_by_width": {"2": 1e-9}, "width": 2}
+    return told
+
+
+def test_step_times_of_an_earlier_sitting_are_not_measured_again(facts: dict[str, Any]) -> None:
+    timed, note = trained(facts)
+    assert not timed
+    assert "in stacks of up to 2" in note
+    assert trained(None)[0]
+
+
+@pytest.mark.parametrize("damage", [
+    {"measured": 3}, {"measured": [{}]}, {"measured": []}, {"torch": "1.0"}, {"processes": 9}, {"products_by": "hand"},
+    {"accumulate": math.inf}, {"seconds_alone": 10**400}, {"seconds_alone": 2e-3}, {"seconds_alone": 0.5e-3},
+    {"seconds_by_width": {"64": 1e-9}}, {"seconds_by_width": {"2": math.nan}}, {"seconds_by_width": [1]},
+    {"seconds_by_width": {}},
+])  # fmt: skip
+def test_step_times_of_another_machine_or_damaged_ones_are_measured_again(
+    damage: dict[str, Any], facts: dict[str, Any]
+) -> None:
+    outer = facts if set(damage) <= set(facts) else facts["measured"][0]
+    outer |= damage
+    assert trained(facts)[0]
+    assert trained([])[0]
+
+
+def test_a_task_that_has_changed_since_is_not_stacked_for_what_was_measured_before(facts: dict[str, Any]) -> None:
+    assert "the model (Branching)" in trained(facts, Branching)[1]
+
+
+def test_a_sitting_that_trains_nothing_hands_on_what_was_measured_before(facts: dict[str, Any]) -> None:
+    assert PopulationEngine(task(), CPU, processes=1, known=facts).facts()["measured"] == facts["measured"]
 
 
 def test_free_memory_is_that_of_this_machine() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from optuna.storages import BaseStorage
@@ -56,13 +57,14 @@ def make_engine(
     memory: float = MEMORY,
     processes: int | None = None,
     timeout: float | None = None,
+    known: Mapping[str, Any] | None = None,
 ) -> Engine:
     """The engine a spec names that trains on this machine; `auto` is whatever trains the task fastest here.
 
     `on_steps` hears of steps trained, `on_note` one line on how trials are trained. `memory` is the share of the free
     memory that trials trained side by side may take; `processes`, how many train, one a core by default;
-    `timeout`, the seconds that a trial may take to its next rung. Raises `InputError` for an engine or a share there is
-    not.
+    `timeout`, the seconds that a trial may take to its next rung; `known`, the `facts` of an earlier sitting's engine.
+    Raises `InputError` for an engine or a share there is not.
     """
     if not 0 < memory <= 1:
         raise InputError(f"memory must be a share of the free memory, above 0 and at most 1, not {memory:g}")
@@ -72,7 +74,7 @@ def make_engine(
         return SequentialEngine(task, device, on_steps, timeout)
     always = name == "population"
     return PopulationEngine(
-        task, device, on_steps, on_note, always=always, memory=memory, processes=processes, timeout=timeout
+        task, device, on_steps, on_note, always=always, memory=memory, processes=processes, timeout=timeout, known=known
     )
 
 

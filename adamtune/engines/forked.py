@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from adamtune import blas
 from adamtune.engines.local import LocalBatch
 from adamtune.engines.width import time_steps
 from adamtune.errors import AdamtuneError
@@ -80,6 +81,7 @@ def serve(end: Connection, others: list[Connection], task: Task, device: torch.d
         other.close()  # else a worker would keep its siblings' pipes open past their owner's death
     guard = _Interruptible()
     torch.set_num_threads(1)
+    blas.threads(1)
     _keep_freed_memory()
     batches: dict[int, LocalBatch] = {}
     ticket = 0

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from adamtune.blas import numpy_is_quicker
 from adamtune.engines.local import LocalBatch
 from adamtune.engines.memory import free_memory
 from adamtune.engines.processes import SharedBatch, Workers, process_count
-from adamtune.engines.width import StepTimes, time_alone, time_steps
+from adamtune.engines.width import StepTimes, checked, time_alone, time_steps
 from adamtune.history import TrialRequest
 from adamtune.task import Task
 
@@ -43,11 +44,13 @@ class PopulationEngine:
         memory: float = MEMORY,
         processes: int | None = None,
         timeout: float | None = None,
+        known: Mapping[str, Any] | None = None,
     ) -> None:
         """Train `task` on `device`. `always`: in stacks also where that does not pay, or is not worth measuring.
 
         `memory` is the share of the free memory that may be taken. `processes` is by default one a core.
-        `timeout`: seconds that a trial may take to its next rung.
+        `timeout`: seconds that a trial may take to its next rung. `known`: the `facts` of an earlier sitting, whose
+        step times need not be measured again where it trained as this one does.
         """
         self._timeout = timeout
         self._task, self._device, self._on_steps, self._on_note = task, device, on_steps, on_note
@@ -56,6 +59,9 @@ class PopulationEngine:
         self._workers: Workers | None = None
         self._alone: float | None = None
         self._times: dict[tuple[str, int], StepTimes] = {}
+        self._known: dict[tuple[str, int], StepTimes] = {}
+        if known:
+            self._known = _step_times(known, self.facts())
 
     def open(self, requests: Sequence[TrialRequest]) -> LocalBatch | SharedBatch:
         """See `Engine.open`."""
@@ -79,19 +85,14 @@ class PopulationEngine:
         """See `Engine.facts`."""
         return {
             "engine": self.name,
+            "device": str(self._device),
             "processes": self._processes,
             "threads": torch.get_num_threads() if self._processes < 2 else 1,
+            "torch": torch.__version__,
+            "products_by": "numpy" if self._device.type == "cpu" and numpy_is_quicker() else "torch",
             "measured": [
-                {
-                    "precision": precision,
-                    "accumulate": accumulate,
-                    "width": times.width,
-                    "noisy": times.noisy,
-                    "seconds_alone": times.alone if math.isfinite(times.alone) else None,
-                    "seconds_by_width": {str(width): seconds for width, seconds in times.stacked},
-                    "one_by_one_because": times.note,
-                }
-                for (precision, accumulate), times in self._times.items()
+                {"precision": precision, "accumulate": accumulate} | times.to_dict()
+                for (precision, accumulate), times in (self._known | self._times).items()
             ],
         }
 
@@ -116,12 +117,20 @@ class PopulationEngine:
             self._alone = time_alone(self._task, requests[0], self._device)
         return self._alone * sum(request.horizon for request in requests)
 
+    def _still(self, known: StepTimes) -> bool:
+        return self._alone is not None and 1 / _ALIKE < known.alone / self._alone < _ALIKE
+
     def _measured(self, requests: Sequence[TrialRequest]) -> StepTimes:
         first = requests[0].recipe
         key = (first.precision, first.accumulate)
         if key not in self._times:
             alike = [r for r in requests if (r.recipe.precision, r.recipe.accumulate) == key]
             memory = self._memory * free_memory(self._device) / self._processes
+            known = self._known.get(key)
+            if known is not None and self._still(known):
+                self._times[key] = checked(known, self._task, alike, self._device, memory)
+                self._on_note(_told(self._times[key], self._processes))
+                return self._times[key]
             seconds = max(0.5, _MEASURING_SHARE * self._seconds(alike))
             if self._processes > 1:
                 times = self._crew().measure(alike, memory, seconds)
@@ -130,6 +139,24 @@ class PopulationEngine:
             self._times[key] = times
             self._on_note(_told(times, self._processes))
         return self._times[key]
+
+
+_CONDITIONS = ("device", "processes", "threads", "torch", "products_by")
+_ALIKE = 2.0
+"""Step times of an earlier sitting hold where those of a trial alone differ by less than this factor: the processor may
+be another, or the machine was busy then.
+"""
+
+
+def _step_times(known: Mapping[str, Any], now: Mapping[str, Any]) -> dict[tuple[str, int], StepTimes]:
+    """Those of stacks in facts of an earlier sitting, where it trained as `now`; none where they are damaged."""
+    try:
+        if any(known[name] != now[name] for name in _CONDITIONS):
+            return {}
+        found = [(str(one["precision"]), int(one["accumulate"]), StepTimes.of(one)) for one in known["measured"]]
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
+        return {}
+    return {(precision, accumulate): times for precision, accumulate, times in found if times.stacked}
 
 
 def _shares(requests: Sequence[TrialRequest], processes: int, noisy: bool) -> list[list[int]]:

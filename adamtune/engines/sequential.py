@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from adamtune import blas
 from adamtune.engines.time_limit import TimeIsUp, time_limit, too_long
 from adamtune.task import Task
 from adamtune.trial import RungReport, Trial, TrialRequest, TrialResult
@@ -24,9 +25,11 @@ def cpu_threads() -> Iterator[None]:
     """
     before = torch.get_num_threads()
     wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # OpenMP takes a list, one a nesting level
-    torch.set_num_threads(int(wanted) if wanted.isdigit() and int(wanted) else 1)
+    count = int(wanted) if wanted.isdigit() and int(wanted) else 1
+    torch.set_num_threads(count)
     try:
-        yield
+        with blas.threads(count):
+            yield
     finally:
         torch.set_num_threads(before)
 

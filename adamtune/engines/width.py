@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -26,13 +27,16 @@ WIDTHS = (2, 4, 8, 16, 32, 64, 128)
 _GAIN = 0.97
 """A stack must need at most this share of the time that its trials need one by one."""
 _STILL_FALLING = 0.95
-"""Wider stacks are tried while the time a member needs falls below this share of the last width's."""
+"""Wider stacks are tried while the time a member needs falls below this share of the last width's, and a trial alone is
+timed again while its does."""
 _TIMED, _TIMED_SLOW = 10, 3
 """Steps timed at each width, after one to warm up; the quickest counts. And those of a model so slow that so many take
 more than `_SHARE` of the time there is: then fewer widths would be tried."""
 _SHARE = 0.1
-_TIMED_ALONE = 5
-"""Steps of each of two measurements of a trial alone: what a rung costs beside its steps must not weigh."""
+_TIMED_ALONE, _TIMES_ALONE = 5, 6
+"""Steps of each measurement of a trial alone (what a rung costs beside its steps must not weigh), and how many at
+most: in a process that was just forked, steps take up to three times as long at first.
+"""
 _OVERHEAD = 1.5
 """Memory a stack takes beside what is counted: results of operations under way, and the allocator's slack."""
 
@@ -47,6 +51,30 @@ class StepTimes:
     noisy: bool
     note: str
     """Why trials cannot be stacked; empty where they can."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "width": self.width,
+            "noisy": self.noisy,
+            "seconds_alone": self.alone if math.isfinite(self.alone) else None,
+            "seconds_by_width": {str(width): seconds for width, seconds in self.stacked},
+            "one_by_one_because": self.note,
+        }
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> StepTimes:
+        """What `to_dict` gave. Raises `KeyError`, `TypeError`, `AttributeError`, `ValueError` or `OverflowError` where
+        it cannot be.
+        """
+        alone = float(data["seconds_alone"])
+        stacked = tuple((int(width), float(seconds)) for width, seconds in data["seconds_by_width"].items())
+        times = [alone, *(seconds for _, seconds in stacked)]
+        if tuple(width for width, _ in stacked) != WIDTHS[: len(stacked)] or not all(
+            0 < each < math.inf for each in times
+        ):
+            raise ValueError("no times")
+        return cls(alone, stacked, bool(data["noisy"]), str(data["one_by_one_because"]))
 
     @property
     def width(self) -> int:
@@ -87,20 +115,23 @@ def together(times: Sequence[StepTimes]) -> StepTimes:
 def time_alone(task: Task, request: TrialRequest, device: torch.device) -> float:
     """Seconds of a training step of one trial; inf where its first raises, as it will again when it trains."""
     timed: list[float] = []
+    rungs = [1 + _TIMED_ALONE * times for times in range(1 + _TIMES_ALONE)]  # to the first it warms up
     with cpu_threads():
-        horizon = max(request.horizon, 1 + 2 * _TIMED_ALONE)
+        horizon = max(request.horizon, rungs[-1])
         try:
             trial = Trial(task, replace(request, probe=False, horizon=horizon), device)
-            for rung in (1, 1 + _TIMED_ALONE, 1 + 2 * _TIMED_ALONE):
+            for rung in rungs:
                 _wait(device)
                 before, began = trial.step, time.perf_counter()
                 trial.advance(rung, evaluate=False)
                 _wait(device)
                 if trial.step > before:  # else it has diverged
                     timed.append((time.perf_counter() - began) / (trial.step - before))
+                if len(timed) > 2 and timed[-1] > _STILL_FALLING * min(timed[1:-1]):
+                    break
         except AdamtuneError:
             pass
-    return min(timed[1:] or timed, default=math.inf)  # the first warms up
+    return min(timed[1:] or timed, default=math.inf)
 
 
 def time_steps(
@@ -119,7 +150,7 @@ def time_steps(
         stacked: list[tuple[int, float]] = []
         each = _OVERHEAD * (facts.state + facts.activations)
         for width in WIDTHS:
-            if width > 2 and width * each > memory:
+            if width > WIDTHS[0] and width * each > memory:
                 break
             before = time.perf_counter()
             try:
@@ -135,6 +166,22 @@ def time_steps(
             if not falling or now - began + 2 * (now - before) > most_seconds:
                 break
     return StepTimes(alone, tuple(stacked), facts.noisy, "")
+
+
+def checked(
+    times: StepTimes, task: Task, requests: Sequence[TrialRequest], device: torch.device, memory: float
+) -> StepTimes:
+    """`times` of an earlier sitting as they hold now: the task, or what it imports, may have changed since, and less
+    memory may be free.
+    """
+    with cpu_threads():
+        try:
+            facts = check(task, requests, device)
+        except NotVectorisable as reason:
+            return StepTimes(times.alone, (), False, str(reason))
+    each = _OVERHEAD * (facts.state + facts.activations)
+    fitting = tuple(timed for timed in times.stacked if timed[0] == WIDTHS[0] or timed[0] * each <= memory)
+    return StepTimes(times.alone, fitting, facts.noisy, "")
 
 
 def _time_stack(

@@ -4,7 +4,7 @@ Nothing here changes what is computed, only the layout it is computed in; withou
 slowly, or is refused. Why each is quicker (measured on CPU):
 
 - `linear`: one batched GEMM whose weight gradient comes out in the weight's own layout; vmap's is transposed, and
-  autograd copies it.
+  autograd copies it. See `products` for who multiplies.
 - `conv2d`, `max_pool2d`: the members become channels, in channels-last layout, as one grouped convolution; channels
   first it is 2.5 times slower, and max-pooling 16 times.
 - `scaled_dot_product_attention`: the members join the batch; vmap runs the fused kernel once a member.
@@ -27,6 +27,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from adamtune.population import short_attention
+from adamtune.population.products import product, shifted_product
 
 try:
     from torch._C._functorch import (
@@ -73,16 +74,16 @@ class _Linear(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.has_bias = bias is not None
         if bias is None:
-            return torch.bmm(x, weight.transpose(1, 2))
-        return torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
+            return product(x, weight.transpose(1, 2))
+        return shifted_product(bias.unsqueeze(1), x, weight.transpose(1, 2))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         out = gradients[0].contiguous()  # else both products below copy it
         x, weight = ctx.saved_tensors
         return (
-            torch.bmm(out, weight) if ctx.needs_input_grad[0] else None,
-            torch.bmm(out.transpose(1, 2), x) if ctx.needs_input_grad[1] else None,
+            product(out, weight) if ctx.needs_input_grad[0] else None,
+            product(out.transpose(1, 2), x) if ctx.needs_input_grad[1] else None,
             out.sum(1) if ctx.has_bias else None,
         )
 

@@ -13,6 +13,8 @@ import math
 import torch
 from torch import Tensor
 
+from adamtune.population.products import product, shifted_product
+
 LONGEST = 48
 """Positions, of queries and of keys."""
 WIDEST = 16
@@ -42,8 +44,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: fl
     hidden = q.new_zeros(q.shape[1], k.shape[1])
     if causal:
         hidden.masked_fill_(torch.ones_like(hidden, dtype=torch.bool).triu_(1), -math.inf)
-    weights = torch.baddbmm(hidden, q * scale, k.transpose(1, 2)).softmax(-1)
-    mixed = torch.bmm(weights, v).view(*query.shape[:3], value.shape[-1])
+    weights = shifted_product(hidden, q * scale, k.transpose(1, 2)).softmax(-1)
+    mixed = product(weights, v).view(*query.shape[:3], value.shape[-1])
     if value.shape[-1] != query.shape[-1] or query.stride(1) >= query.stride(2):
         return mixed
     # In the layout of the query, as the kernel's: what follows may view it, or drop from it in the order of the memory.

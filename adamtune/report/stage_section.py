@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -70,6 +71,8 @@ def _stage(stage: Mapping[str, Any], objective: Mapping[str, str]) -> str:
         parts.append(_candidates_picture(stage, objective))
     if details.get("recentred"):
         parts.append(_recentred(details["recentred"], objective))
+    if details.get("factorial"):
+        parts.append(_factorial(details["factorial"], objective))
     if details.get("gaps"):
         parts.append(_gaps(details["gaps"]))
     parts += _measured_facts(details)
@@ -127,6 +130,20 @@ def _recentred(recentred: Sequence[Mapping[str, Any]], objective: Mapping[str, s
         tried = ", ".join(f"{_score(score, how)} at {number(lr)}" for lr, score, how in points)
         rows.append([each["candidate"], tried, number(each["lr"])])
     return table(["candidate", f"mean {objective['name']} at lr", "best lr"], rows)
+
+
+def _factorial(cells: Sequence[Mapping[str, Any]], objective: Mapping[str, str]) -> str:
+    """The short trials of other knobs together with lr, each knob moved in half of them; the best first."""
+    scores = _as_measured([cell["score"] for cell in cells], objective)
+    worst_last = [math.inf if cell["score"] is None else cell["score"] for cell in cells]
+    rows = [
+        [
+            ", ".join(f"{name} {number(value)}" for name, value in cell["changes"].items()) or "nothing",
+            _score(score, ""),
+        ]
+        for _, cell, score in sorted(zip(worst_last, cells, scores, strict=True), key=lambda each: each[0])
+    ]
+    return table(["moved in a short trial", objective["name"]], rows)
 
 
 def _gaps(gaps: Mapping[str, Mapping[str, float | None]]) -> str:

@@ -117,7 +117,7 @@ def run(context: StageContext, incumbent: Recipe) -> StageAnswer:
     """Short trials downhill from where the range test points, and the best of them corrected for the run's length.
 
     Unless the budget is small, full-length trials around it on all search seeds say it more exactly. Where it is, and
-    the plan is left to `auto`, betas and decay are tried together with lr, by short trials too (`factorial`): no budget
+    the plan is left to `auto`, betas, decay and warmup are tried with it, by short trials too (`factorial`): no budget
     is left to ask about them in turn. What comes of it meets the incumbent on the confirmation seeds.
     """
     knob = context.spec.knob("lr")
