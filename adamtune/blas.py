@@ -22,13 +22,14 @@ _WITH_AVX512 = {"SkylakeX", "Cooperlake", "SapphireRapids"}
 def numpy_is_quicker() -> bool:
     """Whether NumPy multiplies matrices faster than torch does, on a CPU."""
     kernels = {library.get("architecture") for library in _libraries().info()}
-    by_mkl: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+    by_mkl: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]  # torch's
     return by_mkl and _by_amd() and bool(kernels & _WITH_AVX512)
 
 
 def threads(count: int) -> AbstractContextManager[Any]:
     """NumPy's products on so many threads, until the context that this gives is left."""
-    return _libraries().limit(limits=count)  # type: ignore[no-any-return]
+    limit: AbstractContextManager[Any] = _libraries().limit(limits=count)
+    return limit
 
 
 @cache

@@ -24,6 +24,13 @@ _WORTH_MEASURING = 1.0
 _MEASURING_SHARE = 0.05
 """Of the time that a batch would take one by one."""
 
+_CONDITIONS = ("device", "processes", "threads", "torch", "products_by")
+"""What step times of an earlier sitting hang on, as `facts` tells it."""
+_ALIKE = 2.0
+"""And they hold where those of a trial alone differ by less than this factor: the processor may be another, or the
+machine was busy then.
+"""
+
 
 class PopulationEngine:
     """Trains batches in stacks where that is possible and pays, spread over processes on a CPU.
@@ -139,13 +146,6 @@ class PopulationEngine:
             self._times[key] = times
             self._on_note(_told(times, self._processes))
         return self._times[key]
-
-
-_CONDITIONS = ("device", "processes", "threads", "torch", "products_by")
-_ALIKE = 2.0
-"""Step times of an earlier sitting hold where those of a trial alone differ by less than this factor: the processor may
-be another, or the machine was busy then.
-"""
 
 
 def _step_times(known: Mapping[str, Any], now: Mapping[str, Any]) -> dict[tuple[str, int], StepTimes]:

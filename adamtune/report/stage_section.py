@@ -134,15 +134,10 @@ def _recentred(recentred: Sequence[Mapping[str, Any]], objective: Mapping[str, s
 
 def _factorial(cells: Sequence[Mapping[str, Any]], objective: Mapping[str, str]) -> str:
     """The short trials of other knobs together with lr, each knob moved in half of them; the best first."""
-    scores = _as_measured([cell["score"] for cell in cells], objective)
-    worst_last = [math.inf if cell["score"] is None else cell["score"] for cell in cells]
-    rows = [
-        [
-            ", ".join(f"{name} {number(value)}" for name, value in cell["changes"].items()) or "nothing",
-            _score(score, ""),
-        ]
-        for _, cell, score in sorted(zip(worst_last, cells, scores, strict=True), key=lambda each: each[0])
-    ]
+    ranked = sorted(cells, key=lambda cell: math.inf if cell["score"] is None else cell["score"])
+    moved = [", ".join(f"{name} {number(value)}" for name, value in cell["changes"].items()) for cell in ranked]
+    scores = _as_measured([cell["score"] for cell in ranked], objective)
+    rows = [[names or "nothing", _score(score, "")] for names, score in zip(moved, scores, strict=True)]
     return table(["moved in a short trial", objective["name"]], rows)
 
 

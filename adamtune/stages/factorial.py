@@ -18,10 +18,9 @@ from adamtune.spec import Spec
 from adamtune.stages.context import StageContext
 from adamtune.trial import TrialRequest
 
-_LEAST_BETA1, _LEAST_BETA2, _MOST_DECAY, _MOST_WARMUP = 0.5, 0.9, 0.3, 0.2
+_LEAST_BETA1, _LEAST_BETA2, _MOST_DECAY = 0.5, 0.9, 0.3
 """A notch that leads beyond is not tried: what is published ends about there (Radford et al. 2016 and adversarial
-training for beta1; language models' 0.95 and what is left of it for beta2; vision transformers for decay; warmup as the
-stage of that name asks about it)."""
+training for beta1; language models' 0.95 and what is left of it for beta2; vision transformers for decay)."""
 _ALL = 3
 """Up to so many knobs are tried in every combination."""
 
@@ -52,7 +51,7 @@ def notches(spec: Spec, recipe: Recipe) -> dict[str, float]:
         "beta1": (1 - 2 * (1 - beta1), _LEAST_BETA1, 1.0),
         "beta2": (1 - 10 * (1 - beta2), _LEAST_BETA2, 1.0),
         "weight_decay": (10 * recipe.weight_decay, 1e-12, _MOST_DECAY),
-        "warmup": (3 * warmup if isinstance(warmup, float) else 0.0, 1e-12, _MOST_WARMUP),
+        "warmup": (3 * warmup if isinstance(warmup, float) else 0.0, 1e-12, 1.0),
     }
     return {
         name: float(f"{value:.6g}")
