@@ -70,7 +70,7 @@ def test_stacks_are_no_wider_than_the_memory_allows() -> None:
     assert facts.state == 4 * 97 * 8  # parameters, gradients and both moments of a double each
     assert 8 * 16 * 8 <= facts.activations <= 10 * 8 * 16 * 8
     for memory, most in ((0.0, 2), (10.0 * (facts.state + facts.activations), 4)):
-        assert max(width for width, _ in time_steps(task(), ASKED, CPU, memory, 9.0).stacked) <= most
+        assert max(width for width, _ in time_steps(task(), ASKED, CPU, memory, 9.0, 1.0).stacked) <= most
 
 
 @pytest.mark.parametrize(("most_seconds", "steps"), [(0.0, 4), (60.0, 11)])
@@ -82,12 +82,12 @@ def test_a_model_that_is_slow_for_the_time_there_is_is_timed_over_fewer_steps(mo
         widths.append(width_of(value))
         return value
 
-    time_steps(task(loss=seen), ASKED, CPU, 0.0, most_seconds)
+    time_steps(task(loss=seen), ASKED, CPU, 0.0, most_seconds, 1.0)
     assert widths.count(2) == steps + 1  # one to look at whether they can be stacked
 
 
 def test_why_trials_cannot_be_stacked_is_part_of_what_was_measured() -> None:
-    times = time_steps(task(Branching), ASKED, CPU, 1e9, 1.0)
+    times = time_steps(task(Branching), ASKED, CPU, 1e9, 1.0, 1.0)
     assert (times.stacked, times.width) == ((), 1)
     assert "the model (Branching)" in times.note
     assert not times.pays([100])

@@ -233,11 +233,11 @@ class Mortal(Workers):
 def test_a_worker_killed_while_widths_are_measured_is_replaced_and_the_end_of_one_that_always_is_told() -> None:
     with closing(Mortal(task(), CPU, 2)) as workers:
         workers.deaths, pids = 2, [process.pid for process in workers.processes]
-        assert workers.measure(ASKED, 1e9, 0.1).stacked
+        assert workers.measure(ASKED, 1e9, 0.1, 1.0).stacked
         assert [process.pid == pid for process, pid in zip(workers.processes, pids, strict=True)] == [False, True]
         workers.deaths = 9
         with pytest.raises(WorkerLost, match="died each time that step times were measured: killed by SIGKILL"):
-            workers.measure(ASKED, 1e9, 0.1)
+            workers.measure(ASKED, 1e9, 0.1, 1.0)
 
 
 def test_closing_an_engine_ends_its_processes() -> None:

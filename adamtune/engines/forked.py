@@ -126,8 +126,8 @@ def _answer(
     say: Callable[[str, Any], None],
 ) -> Any:
     if what == "measure":
-        requests, memory, most_seconds = argument
-        return time_steps(task, requests, device, memory, most_seconds)
+        requests, memory, most_seconds, alone = argument
+        return time_steps(task, requests, device, memory, most_seconds, alone)
     if what == "open":
         requests, width, noisy, timeout = argument
 

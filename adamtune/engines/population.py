@@ -64,7 +64,7 @@ class PopulationEngine:
         self._always, self._memory = always, memory
         self._processes = processes or process_count(device)
         self._workers: Workers | None = None
-        self._alone: float | None = None
+        self._alone: dict[tuple[str, int], float] = {}
         self._times: dict[tuple[str, int], StepTimes] = {}
         self._known: dict[tuple[str, int], StepTimes] = {}
         if known:
@@ -120,32 +120,35 @@ class PopulationEngine:
 
     def _seconds(self, requests: Sequence[TrialRequest]) -> float:
         """What the batch takes one by one, about; inf where its first step raises."""
-        if self._alone is None:
-            self._alone = time_alone(self._task, requests[0], self._device)
-        return self._alone * sum(request.horizon for request in requests)
-
-    def _still(self, known: StepTimes) -> bool:
-        return self._alone is not None and 1 / _ALIKE < known.alone / self._alone < _ALIKE
+        key = _kind(requests[0])
+        if key not in self._alone:
+            self._alone[key] = time_alone(self._task, requests[0], self._device)
+        return self._alone[key] * sum(request.horizon for request in requests)
 
     def _measured(self, requests: Sequence[TrialRequest]) -> StepTimes:
-        first = requests[0].recipe
-        key = (first.precision, first.accumulate)
+        """Step times of the first request's kind, for which `_seconds` has timed a trial alone."""
+        key = _kind(requests[0])
         if key not in self._times:
-            alike = [r for r in requests if (r.recipe.precision, r.recipe.accumulate) == key]
+            alike, alone = [request for request in requests if _kind(request) == key], self._alone[key]
             memory = self._memory * free_memory(self._device) / self._processes
             known = self._known.get(key)
-            if known is not None and self._still(known):
+            if known is not None and 1 / _ALIKE < known.alone / alone < _ALIKE:
                 self._times[key] = checked(known, self._task, alike, self._device, memory)
                 self._on_note(_told(self._times[key], self._processes))
                 return self._times[key]
             seconds = max(0.5, _MEASURING_SHARE * self._seconds(alike))
             if self._processes > 1:
-                times = self._crew().measure(alike, memory, seconds)
+                times = self._crew().measure(alike, memory, seconds, alone)
             else:
-                times = time_steps(self._task, alike, self._device, memory, seconds)
+                times = time_steps(self._task, alike, self._device, memory, seconds, alone)
             self._times[key] = times
             self._on_note(_told(times, self._processes))
         return self._times[key]
+
+
+def _kind(request: TrialRequest) -> tuple[str, int]:
+    """What a stack's members share, and step times hang on."""
+    return request.recipe.precision, request.recipe.accumulate
 
 
 def _step_times(known: Mapping[str, Any], now: Mapping[str, Any]) -> dict[tuple[str, int], StepTimes]:

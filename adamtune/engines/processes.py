@@ -114,13 +114,13 @@ class Workers:
         """A batch whose requests are trained by worker n where share n lists their places; see `LocalBatch`."""
         return SharedBatch(self, next(self._numbers), shares, requests, (width, noisy, timeout), on_steps, on_note)
 
-    def measure(self, requests: Sequence[TrialRequest], memory: float, most_seconds: float) -> StepTimes:
+    def measure(self, requests: Sequence[TrialRequest], memory: float, most_seconds: float, alone: float) -> StepTimes:
         """Step times as `width.time_steps` finds them in all workers at once, as trials will train: they share the
         memory's bandwidth and the last cache, in which stacks that fit alone may not fit together.
         """
         how = ""
         for _ in range(MAX_RETRIES):
-            asked = dict.fromkeys(range(len(self.processes)), (list(requests), memory, most_seconds))
+            asked = dict.fromkeys(range(len(self.processes)), (list(requests), memory, most_seconds, alone))
             found = self.ask(-1, "measure", asked)
             if LOST not in found.values():
                 return together(list(found.values()))

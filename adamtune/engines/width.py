@@ -26,13 +26,15 @@ WIDTHS = (2, 4, 8, 16, 32, 64, 128)
 
 _GAIN = 0.97
 """A stack must need at most this share of the time that its trials need one by one."""
+_CLEARLY = 0.6
+"""The share at which there is no doubt, however much trials side by side hinder each other."""
 _STILL_FALLING = 0.95
 """Wider stacks are tried while the time a member needs falls below this share of the last width's, and a trial alone is
 timed again while its does."""
 _TIMED, _TIMED_SLOW = 10, 3
 """Steps timed at each width, after one to warm up; the quickest counts. And those of a model so slow that so many take
 more than `_SHARE` of the time there is: then fewer widths would be tried."""
-_SHARE = 0.1
+_SHARE = 0.05
 _TIMED_ALONE, _TIMES_ALONE = 5, 6
 """Steps of each measurement of a trial alone (what a rung costs beside its steps must not weigh), and how many at
 most: in a process that was just forked, steps take up to three times as long at first.
@@ -135,13 +137,14 @@ def time_alone(task: Task, request: TrialRequest, device: torch.device) -> float
 
 
 def time_steps(
-    task: Task, requests: Sequence[TrialRequest], device: torch.device, memory: float, most_seconds: float
+    task: Task, requests: Sequence[TrialRequest], device: torch.device, memory: float, most_seconds: float, alone: float
 ) -> StepTimes:
-    """Time steps at growing widths, while a member's share falls, within `memory` bytes and about `most_seconds`."""
+    """Time steps at growing widths, while a member's share falls, within `memory` bytes and about `most_seconds`.
+
+    `alone`: what `time_alone` has found while nothing else trained. It is measured anew only where stacks are not so
+    much quicker that it cannot matter.
+    """
     began = time.perf_counter()
-    alone = time_alone(task, requests[0], device)
-    if math.isinf(alone):
-        return StepTimes(alone, (), False, "its first training step raises")
     with cpu_threads():
         try:
             facts = check(task, requests, device)
@@ -165,6 +168,9 @@ def time_steps(
             now = time.perf_counter()
             if not falling or now - began + 2 * (now - before) > most_seconds:
                 break
+    if min(seconds / width for width, seconds in stacked) > _CLEARLY * alone:
+        again = time_alone(task, requests[0], device)
+        alone = max(alone, again) if math.isfinite(again) else alone
     return StepTimes(alone, tuple(stacked), facts.noisy, "")
 
 
