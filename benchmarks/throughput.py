@@ -18,8 +18,8 @@ Run it on an idle machine: beside another process torch's threads, which only op
 loop may take many times as long. The column /sequent(ial) does not depend on that.
 Ray has seconds to pay once and auto half a second or more, so both gain with longer trials or more of them.
 Memory is the peak of the whole process tree, each shared page counted once, files mapped (torch's libraries) left out,
-what Python and torch take by themselves included; it is looked at five times a second. getrusage, kept in the JSON,
-knows of children only the largest.
+what Python and torch take by themselves included; it is looked at after 1, 3, 7, 15 ... seconds. getrusage, kept in the
+JSON, knows of children only the largest.
 
 `--only growth` is the part where the number of trials grows. All of it takes about a quarter of an hour on two slow
 cores, a third of that to start processes; `--repeats 1` halves it.
@@ -203,16 +203,16 @@ def measure(case: str, peer: str, count: int, steps: int) -> Run | str:
     command = [sys.executable, "-m", "benchmarks.throughput", "--one", case, peer]
     command += ["--trials", str(count), "--steps", str(steps)]
     environment = {name: value for name, value in os.environ.items() if name not in DICTATED}
-    peak = 0.0
+    peak, pause = 0.0, 1.0
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
         while True:
             try:
-                out, problem = process.communicate(timeout=1.0)  # to look costs 40 ms
+                out, problem = process.communicate(timeout=pause)
                 break
-            except subprocess.TimeoutExpired:
-                peak = max(peak, tree_mb(process.pid))
+            except subprocess.TimeoutExpired:  # to look takes 40 ms of a core, and holds up who asks for memory
+                peak, pause = max(peak, tree_mb(process.pid)), 2 * pause
     if process.returncode:
         print(f"{case}, {peer}:\n{problem}", file=sys.stderr)
         return "failed"

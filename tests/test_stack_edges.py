@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
+import random
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from stacked import CPU, X, alone, assert_same, batches, finish, loss, mlp, requests, stacked, task, width_of
@@ -227,6 +230,38 @@ def test_validation_by_a_loader_is_of_all_seeds_at_once_where_it_draws_nothing()
 
     assert widths() == {1, 4}  # alone and together
     assert widths(shuffle=True) == {1, 2}
+
+
+@pytest.mark.parametrize(("fits", "most"), [(0.5, 1), (5.0, 2), (9.0, 3), (math.inf, 4)])
+@pytest.mark.parametrize("seeds", [(0, 1), (0,)])
+def test_no_more_members_are_evaluated_at_once_than_there_is_memory_for(
+    seeds: tuple[int, ...], fits: float, most: int
+) -> None:
+    def noisy(model: nn.Module, x: Tensor) -> Tensor:
+        value = loss(model, x)
+        if not model.training:
+            widths.add(width_of(value))
+        return value + torch.rand(()) + random.random() + np.random.random() if seeds == (0,) else value
+
+    widths: set[int] = set()
+    of = replace(task(), metrics={"noisy": noisy})
+    asked = requests(seeds, (1e-3, 3e-3, 1e-2, 3e-2)[: 4 // len(seeds)])
+    found = finish(Population(of, asked, CPU, 4, False, fits=fits))
+    assert max(widths) == most  # batches of 20 rows, where a member trains on 8
+    assert_same(found, alone(of, asked))
+
+
+def test_an_engine_that_may_take_next_to_no_memory_evaluates_one_by_one() -> None:
+    widths: dict[bool, set[int]] = {True: set(), False: set()}
+
+    def seen(model: nn.Module, x: Tensor) -> Tensor:
+        value = loss(model, x)
+        widths[model.training].add(width_of(value))
+        return value
+
+    with closing(PopulationEngine(task(loss=seen), CPU, always=True, memory=0.0, processes=1)) as engine:
+        assert_same(finish(engine.open(ASKED)), alone(task(), ASKED))
+    assert widths == {True: {1, 2}, False: {1}}
 
 
 def test_of_the_tuples_that_a_model_keeps_in_turn_only_the_last_is_held() -> None:

@@ -58,8 +58,8 @@ def test_stacks_pay_where_they_are_quicker_than_one_by_one(counts: list[int]) ->
 
 
 def test_what_processes_measure_side_by_side_is_as_slow_as_the_slowest() -> None:
-    other = StepTimes(1.5, ((2, 1.3), (4, 1.5), (8, 3.9)), False, "")
-    assert together([TIMES, other]) == StepTimes(1.5, ((2, 1.3), (4, 1.6), (8, 3.9)), False, "")
+    other = StepTimes(1.5, ((2, 1.3), (4, 1.5), (8, 3.9)), False, "", fits=7.0)
+    assert together([TIMES, other]) == StepTimes(1.5, ((2, 1.3), (4, 1.6), (8, 3.9)), False, "", fits=7.0)
     assert together([TIMES, other]).width == 4  # alone it was 8
     refused = StepTimes(1.0, (), False, "no")
     assert together([TIMES, refused]) == refused
@@ -70,7 +70,9 @@ def test_stacks_are_no_wider_than_the_memory_allows() -> None:
     assert facts.state == 4 * 97 * 8  # parameters, gradients and both moments of a double each
     assert 8 * 16 * 8 <= facts.activations <= 10 * 8 * 16 * 8
     for memory, most in ((0.0, 2), (10.0 * (facts.state + facts.activations), 4)):
-        assert max(width for width, _ in time_steps(task(), ASKED, CPU, memory, 9.0, 1.0).stacked) <= most
+        times = time_steps(task(), ASKED, CPU, memory, 9.0, 1.0)
+        assert max(width for width, _ in times.stacked) <= most
+        assert times.fits == memory / (1.5 * (facts.state + facts.activations))
 
 
 @pytest.mark.parametrize(("most_seconds", "steps"), [(0.0, 4), (60.0, 11)])

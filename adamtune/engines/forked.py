@@ -129,13 +129,13 @@ def _answer(
         requests, memory, most_seconds, alone = argument
         return time_steps(task, requests, device, memory, most_seconds, alone)
     if what == "open":
-        requests, width, noisy, timeout = argument
+        requests, width, noisy, timeout, fits = argument
 
         def steps(count: int) -> None:
             say("steps", count)
 
         batches[number] = LocalBatch(
-            task, requests, device, width, noisy, steps, lambda note: say("note", note), timeout
+            task, requests, device, width, noisy, steps, lambda note: say("note", note), timeout, fits
         )
         return None
     if number not in batches:  # it was not opened: making its trials raised

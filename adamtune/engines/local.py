@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -31,9 +32,10 @@ class LocalBatch:
         on_steps: Callable[[int], None],
         on_note: Callable[[str], None],
         timeout: float | None = None,
+        fits: float = math.inf,
     ) -> None:
         """Stacks of at most `width` members; one by one where that is 1. `noisy`: the loss draws random numbers.
-        `timeout`: seconds that a trial may take to its next rung.
+        `timeout`: seconds that a trial may take to its next rung. `fits`: see `Population`.
         """
         self._timeout = timeout
         self._task, self._device, self._on_steps, self._on_note = task, device, on_steps, on_note
@@ -51,9 +53,8 @@ class LocalBatch:
                 continue
             try:
                 with cpu_threads():
-                    self._adopt(
-                        Population(task, [requests[place] for place in places], device, width, noisy, on_steps), places
-                    )
+                    mine = [requests[place] for place in places]
+                    self._adopt(Population(task, mine, device, width, noisy, on_steps, fits), places)
             except NotVectorisable as reason:
                 on_note(f"trials train one by one: {reason}")
                 self._adopt(self._one_by_one(places), places)

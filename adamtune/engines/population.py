@@ -73,10 +73,10 @@ class PopulationEngine:
     def open(self, requests: Sequence[TrialRequest]) -> LocalBatch | SharedBatch:
         """See `Engine.open`."""
         if not requests or (len(requests) < 2 and not self._always):
-            return self._local(requests, 1, False)
+            return self._local(requests, 1)
         seconds = self._seconds(requests)
         if math.isinf(seconds) or (not self._always and seconds < _WORTH_MEASURING):  # inf: it will tell what is wrong
-            return self._local(requests, 1, False)
+            return self._local(requests, 1)
         times = self._measured(requests)
         shares = _shares(requests, self._processes, times.noisy)
         width = times.width
@@ -85,8 +85,10 @@ class PopulationEngine:
         elif width > 1 and not times.pays(_groups(requests, shares, times.noisy)):
             width = 1
         if len(shares) < 2:
-            return self._local(requests, width, times.noisy)
-        return self._crew().open(shares, requests, width, times.noisy, self._on_steps, self._on_note, self._timeout)
+            return self._local(requests, width, times.noisy, times.fits)
+        return self._crew().open(
+            shares, requests, width, times.noisy, self._on_steps, self._on_note, self._timeout, times.fits
+        )
 
     def facts(self) -> dict[str, Any]:
         """See `Engine.facts`."""
@@ -114,9 +116,11 @@ class PopulationEngine:
             self._workers = Workers(self._task, self._device, self._processes)
         return self._workers
 
-    def _local(self, requests: Sequence[TrialRequest], width: int, noisy: bool) -> LocalBatch:
+    def _local(
+        self, requests: Sequence[TrialRequest], width: int, noisy: bool = False, fits: float = math.inf
+    ) -> LocalBatch:
         on_steps, on_note = self._on_steps, self._on_note
-        return LocalBatch(self._task, requests, self._device, width, noisy, on_steps, on_note, self._timeout)
+        return LocalBatch(self._task, requests, self._device, width, noisy, on_steps, on_note, self._timeout, fits)
 
     def _seconds(self, requests: Sequence[TrialRequest]) -> float:
         """What the batch takes one by one, about; inf where its first step raises."""

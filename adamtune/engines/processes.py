@@ -110,9 +110,11 @@ class Workers:
         on_steps: Callable[[int], None],
         on_note: Callable[[str], None],
         timeout: float | None = None,
+        fits: float = math.inf,
     ) -> SharedBatch:
         """A batch whose requests are trained by worker n where share n lists their places; see `LocalBatch`."""
-        return SharedBatch(self, next(self._numbers), shares, requests, (width, noisy, timeout), on_steps, on_note)
+        settings = width, noisy, timeout, fits
+        return SharedBatch(self, next(self._numbers), shares, requests, settings, on_steps, on_note)
 
     def measure(self, requests: Sequence[TrialRequest], memory: float, most_seconds: float, alone: float) -> StepTimes:
         """Step times as `width.time_steps` finds them in all workers at once, as trials will train: they share the
@@ -278,8 +280,8 @@ class SharedBatch:
                 self._on_note(f"{len(share.places)} trials failed: {share.died()}")
                 return None
             if share.deaths > 1:  # perhaps they need more memory side by side than there is
-                width, *rest = share.settings
-                share.settings = (max(1, width // 2), *rest)
+                width, noisy, timeout, fits = share.settings
+                share.settings = max(1, width // 2), noisy, timeout, min(fits, width) / 2
             self._on_note(f"a worker process died; its {len(share.places)} trials start again in another")
             share.process = self._workers.processes[place]
             share.calls[0] = ("open", self._opening(share))

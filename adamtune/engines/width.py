@@ -53,6 +53,8 @@ class StepTimes:
     noisy: bool
     note: str
     """Why trials cannot be stacked; empty where they can."""
+    fits: float = math.inf
+    """Members for whose training there is memory now; not part of what is kept."""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data."""
@@ -111,7 +113,8 @@ def together(times: Sequence[StepTimes]) -> StepTimes:
     by_width = [dict(one.stacked) for one in times]
     tried = [width for width, _ in times[0].stacked if all(width in seconds for seconds in by_width)]
     slowest = tuple((width, max(seconds[width] for seconds in by_width)) for width in tried)
-    return StepTimes(max(one.alone for one in times), slowest, any(one.noisy for one in times), "")
+    fits = min(one.fits for one in times)
+    return StepTimes(max(one.alone for one in times), slowest, any(one.noisy for one in times), "", fits)
 
 
 def time_alone(task: Task, request: TrialRequest, device: torch.device) -> float:
@@ -171,7 +174,7 @@ def time_steps(
     if min(seconds / width for width, seconds in stacked) > _CLEARLY * alone:
         again = time_alone(task, requests[0], device)
         alone = max(alone, again) if math.isfinite(again) else alone
-    return StepTimes(alone, tuple(stacked), facts.noisy, "")
+    return StepTimes(alone, tuple(stacked), facts.noisy, "", memory / each)
 
 
 def checked(
@@ -187,7 +190,7 @@ def checked(
             return StepTimes(times.alone, (), False, str(reason))
     each = _OVERHEAD * (facts.state + facts.activations)
     fitting = tuple(timed for timed in times.stacked if timed[0] == WIDTHS[0] or timed[0] * each <= memory)
-    return StepTimes(times.alone, fitting, facts.noisy, "")
+    return StepTimes(times.alone, fitting, facts.noisy, "", memory / each)
 
 
 def _time_stack(

@@ -43,13 +43,15 @@ class Population:
         width: int,
         noisy: bool,
         on_steps: Callable[[int], None] = lambda steps: None,
+        fits: float = math.inf,
     ) -> None:
-        """Stacks of at most `width` members. `noisy`: the loss draws random numbers.
+        """Stacks of at most `width` members. `noisy`: the loss draws random numbers. `fits`: members for whose training
+        there is memory, which bounds how many are evaluated at once.
 
         Raises `NotVectorisable`, here and from `advance`: the trials must then be trained another way, from the start.
         """
         self._task, self._requests, self._device, self._on_steps = task, requests, device, on_steps
-        self._width, self._noisy = width, noisy
+        self._width, self._noisy, self._fits = width, noisy, fits
         self._accumulate = requests[0].recipe.accumulate
         self._horizon = requests[0].horizon
         states = saved_together(requests)
@@ -290,7 +292,7 @@ class Population:
         for stack in self._stacks:
             while stack.width:
                 try:
-                    found = stack.evaluate()
+                    found = stack.evaluate(self._fits)
                 except (AdamtuneError, NotVectorisable):
                     raise
                 except Exception as problem:

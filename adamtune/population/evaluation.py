@@ -21,24 +21,27 @@ from adamtune.trial import autocast
 
 
 def evaluate(
-    task: Task, members: Sequence[Member], model: StackedModel, device: torch.device
+    task: Task, members: Sequence[Member], model: StackedModel, device: torch.device, most: float
 ) -> list[dict[str, float]]:
     """By member, `loss` and the task's metrics: means over the validation batches, weighed by their rows.
 
-    Raises `NotVectorisable`, and what the task raises.
+    A pass is over at most `most` rows of all its members, or one member. Raises `NotVectorisable`, and what the task
+    raises.
     """
     values: list[dict[str, float]] = [{} for _ in members]
     seeds = list(dict.fromkeys(member.request.seed for member in members))
     if len(seeds) > 1:
         try:
-            return _Evaluation(task, seeds[0], members[0], model, device).together(range(len(members)), noisy=False)
+            return _Evaluation(task, seeds[0], members[0], model, device, most).together(
+                range(len(members)), noisy=False
+            )
         except NotVectorisable:
             raise
         except Exception:  # random numbers, of which each seed has its own; or by seed it will be told
             pass
     for seed in seeds:
         rows = [row for row, member in enumerate(members) if member.request.seed == seed]
-        own = _Evaluation(task, seed, members[0], model, device)
+        own = _Evaluation(task, seed, members[0], model, device, most)
         try:
             found = own.together(rows)
         except NotVectorisable:
@@ -54,11 +57,25 @@ class _Drawn(Exception):
     """Random numbers were drawn."""
 
 
+class _Chance:
+    """Where all random streams stand."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._python, self._numpy, self._torch = random.getstate(), np.random.get_state(), TorchState.now(device)
+
+    def restore(self) -> None:
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)
+        self._torch.restore()
+
+
 class _Evaluation:
     """Of members with the noise of one seed."""
 
-    def __init__(self, task: Task, seed: int, member: Member, model: StackedModel, device: torch.device) -> None:
-        self._task, self._model, self._device = task, model, device
+    def __init__(
+        self, task: Task, seed: int, member: Member, model: StackedModel, device: torch.device, most: float
+    ) -> None:
+        self._task, self._model, self._device, self._most = task, model, device, most
         self._seed = derive_seed(seed, Stream.EVALUATION)
         self._precision = member.request.recipe.precision
 
@@ -72,7 +89,15 @@ class _Evaluation:
                     value = torch.tensor(float(value), dtype=torch.float64, device=self._device)
                 return value.reshape(())
 
-            return self._model.call_all(number, batch, None, "same" if noisy else "error", rows).double().tolist()
+            found: list[float] = []
+            size = int(min(len(rows), max(1.0, self._most / max(1, batch_rows(batch)))))
+            chance = _Chance(self._device) if size < len(rows) else None
+            for start in range(0, len(rows), size):
+                if chance is not None:
+                    chance.restore()  # the noise of a seed is that of all its members
+                some = rows[start : start + size]
+                found += self._model.call_all(number, batch, None, "same" if noisy else "error", some).double().tolist()
+            return found
 
         return self._means(len(rows), measure, noisy)
 

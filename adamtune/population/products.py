@@ -18,10 +18,8 @@ _SMALL = 10**6
 """Multiplications, up to which OpenBLAS has kernels that do not copy both matrices first."""
 _FEW = 1152
 """Entries of the result, up to which it has them where both matrices lie along what is summed over."""
-_LONG, _MANY = 128, 256
-"""Summands from which it is quicker to cut such a product so small than to lay one matrix out anew, and rows from which
-it is not.
-"""
+_LONG = 128
+"""Summands from which it is quicker to cut such a product so small than to lay one matrix out anew."""
 WORTH = 300_000
 """Multiplications of all members, below which calling NumPy costs more than it saves."""
 
@@ -84,7 +82,7 @@ def multiply(one: Tensor, other: Tensor, out: Tensor) -> None:
     rows, inner, columns = one.shape[-2], *other.shape[-2:]
     lies = "rows" if one.stride(-1) == 1 else "columns"
     if lies == "rows" and other.stride(-1) != 1:
-        if inner >= _LONG and rows < _MANY and _parts(rows, inner, columns, "along"):
+        if inner >= _LONG and _parts(rows, inner, columns, "along"):
             lies = "along"
         elif columns <= rows and _parts(rows, inner, columns, "rows"):
             other = other.contiguous()

@@ -27,7 +27,7 @@ from adamtune.population.stacked_model import Measure, StackedModel
 from adamtune.population.state import PREFIX, Member, NotVectorisable
 from adamtune.probe import AdamProbe
 from adamtune.recipe import Recipe
-from adamtune.task import Batch, Task
+from adamtune.task import Batch, Task, batch_rows
 from adamtune.task_calls import check_loss
 from adamtune.trial import HUGE, autocast
 
@@ -58,6 +58,8 @@ class Stack:
         """Use `start`."""
         self._task, self.members, self.model = task, list(members), model
         self._noisy, self._device = noisy, device
+        self._rows = 0
+        """Of a member's largest training batch."""
         self._settle()
 
     @classmethod
@@ -116,9 +118,12 @@ class Stack:
         """The buffers of one member, by name."""
         return self.model.buffers(row)
 
-    def evaluate(self) -> list[dict[str, float]]:
-        """See `evaluation.evaluate`."""
-        return evaluate(self._task, self.members, self.model, self._device)
+    def evaluate(self, fits: float = math.inf) -> list[dict[str, float]]:
+        """See `evaluation.evaluate`. `fits`: so many members could train within the memory that there is; to be
+        evaluated, so many rows need no more of it than to be trained on.
+        """
+        most = fits * self._rows if self._rows else math.inf
+        return evaluate(self._task, self.members, self.model, self._device, most)
 
     def probe(self, row: int, step: int) -> dict[str, float]:
         """What `AdamProbe` records of one member after the update of `step`."""
@@ -155,6 +160,7 @@ class Stack:
         """Two stacks in place of this one."""
         middle = self.width // 2
         other = Stack(self._task, self.members, self.model.another(), self._noisy, self._device)
+        other._rows = self._rows
         other.keep(range(middle, self.width))
         self.keep(range(middle))
         return self, other
@@ -206,6 +212,7 @@ class Stack:
             chance.restore()
         total = torch.zeros((), device=self._device)
         for turn in range(recipe.accumulate):
+            self._rows = max(self._rows, batch_rows(drawn[seeds[0]].batches[turn]))
             if len(set(seeds)) == 1:
                 batch, dims = drawn[seeds[0]].batches[turn], None
             else:
