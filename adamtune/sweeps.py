@@ -97,6 +97,7 @@ class _Notes(Progress):
 
     def __init__(self, run: RunDir, audience: Progress) -> None:
         self.records: list[TrialRecord] = []
+        self.engine: Engine | None = None
         self._run, self._audience = run, audience
 
     def on_plan(self, plan: Plan, groups: Sequence[ParamGroup]) -> None:
@@ -140,6 +141,7 @@ class _Notes(Progress):
         self._run.log(f"{answer.stage}: {answer.verdict}: {answer.reason}")
         self._audience.on_answer(answer)
         self.write_tables()
+        self.write_engine()
 
     def on_findings(self, findings: Sequence[Told]) -> None:
         for told in findings:
@@ -151,6 +153,11 @@ class _Notes(Progress):
         """The trials so far, as tables."""
         for name, table in ((rundir.TRIALS, trials_table), (rundir.CURVES, curves_table), (rundir.PROBE, probe_table)):
             self._run.write_lines(name, table_lines(table, self.records))
+
+    def write_engine(self) -> None:
+        """How trials are trained, and what was measured for it: who goes on with the run need not measure again."""
+        if self.engine is not None:
+            self._run.write_json(rundir.ENGINE, self.engine.facts())
 
 
 @must_return()
@@ -199,6 +206,7 @@ def sweep(
         storage = open_storage(spec.storage, run.file(rundir.JOURNAL), notes.on_note)
         held.callback(close_storage, storage)
         engine = held.enter_context(closing(_engine(spec, task, device, storage, run, notes)))
+        notes.engine = engine
         context = StageContext(
             spec=spec,
             engine=engine,
@@ -219,7 +227,7 @@ def sweep(
         notes.on_plan(dataclasses.replace(plan, seconds_before=finished.seconds_before), groups)
         for note in told:
             notes.on_note(note)
-        with _last_words(run, notes, engine), storage_faults_told(spec.storage):
+        with _last_words(run, notes), storage_faults_told(spec.storage):
             recipe = run_plan(plan, context, notes)
             conclusion = conclude(context, recipe, notes)
             last = context.measure(rundir.FINAL, recipe, context.seeds.fresh)  # known by now
@@ -231,7 +239,7 @@ def sweep(
             )
             run.write(rundir.RECIPE, recipe.to_yaml())
             notes.write_tables()  # the report reads them
-            run.write_json(rundir.ENGINE, engine.facts())
+            notes.write_engine()
             told_as = rundir.jsonable(result.to_dict())
             run.write(rundir.REPORT, report_html(run.path, told_as))
             run.log(f"done: {context.budget.spent} steps in {seconds:.1f} s")
@@ -290,7 +298,7 @@ def _engine(spec: Spec, task: Task, device: torch.device, storage: BaseStorage, 
 
 
 @contextmanager
-def _last_words(run: RunDir, notes: _Notes, engine: Engine) -> Iterator[None]:
+def _last_words(run: RunDir, notes: _Notes) -> Iterator[None]:
     """Whatever ends it early, leave the tables complete and the log saying how it ended, and how trials were trained.
 
     Where the disk is full that is left out: what ended it is what is told.
@@ -301,7 +309,7 @@ def _last_words(run: RunDir, notes: _Notes, engine: Engine) -> Iterator[None]:
         with suppress(UnwritableError):
             run.log(f"ended by {type(end).__name__}: {end}")
         with suppress(UnwritableError):
-            run.write_json(rundir.ENGINE, engine.facts())
+            notes.write_engine()
         with suppress(UnwritableError):
             notes.write_tables()
         raise

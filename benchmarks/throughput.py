@@ -67,7 +67,7 @@ CASES: dict[str, tuple[Callable[[], Task], int, int]] = {  # the task, how many 
 }
 PEERS = ("optuna", "ray", "sequential", "auto")
 GROWTH = (1, 4, 16, 64, 256)
-DICTATED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE")
+DICTATED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 """Left out of the environment of what is measured: all take the threads and kernels that they choose by themselves."""
 CPU = torch.device("cpu")
 CORES = len(os.sched_getaffinity(0))

@@ -95,6 +95,17 @@ def test_a_sweep_interrupted_at_many_rungs_ends_as_one_that_was_not(
     assert told(run) == unbroken
 
 
+def test_how_trials_train_is_written_down_while_the_sweep_goes_on(spec: Spec, tmp_path: Path) -> None:
+    class Looking(Progress):
+        def on_stage(self, name: str, question: str) -> None:
+            there.append((tmp_path / "run" / rundir.ENGINE).exists())
+
+    there: list[bool] = []
+    sweep(spec, tmp_path / "run", progress=Looking())
+    assert there == [False, *[True] * (len(there) - 1)]
+    assert len(there) > 1
+
+
 @pytest.mark.slow
 def test_a_sweep_by_workers_ends_as_one_in_one_process(unbroken: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "spec.yaml"
