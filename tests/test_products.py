@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -91,6 +93,38 @@ def test_torch_multiplies_what_numpy_is_slower_at(
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     found = product(torch.ones(one, requires_grad=True), torch.ones(other))
     assert ("Product" in str(found.grad_fn)) is worth
+
+
+@pytest.mark.parametrize(("rows", "inner", "columns", "lies", "parts"), [
+    (384, 48, 192, "rows", 4),  # a million multiplications at most in each
+    (384, 48, 48, "rows", 1),
+    (383, 48, 192, "rows", 0),  # a prime
+    (1024, 256, 1024, "rows", 0),  # less than a sixteenth
+    (192, 384, 48, "columns", 4),
+    (1024, 32, 1024, "columns", 0),
+    (32, 512, 128, "along", 4),  # 1,152 results at most in each
+    (512, 128, 10, "along", 8),
+    (384, 48, 1000, "along", 0),
+])  # fmt: skip
+def test_a_product_is_cut_so_that_its_parts_are_small_and_not_too_many(
+    rows: int, inner: int, columns: int, lies: str, parts: int
+) -> None:
+    assert products._parts(rows, inner, columns, lies) == parts
+
+
+@pytest.mark.parametrize(("rows", "inner", "columns", "dimensions"), [
+    (384, 48, 192, 4),  # the weight laid out anew
+    (32, 512, 128, 4),
+    (384, 48, 1000, 3),  # a head over a vocabulary: no part of it would be small
+    (16, 128, 1000, 3),
+])  # fmt: skip
+def test_a_layer_is_cut_only_where_its_parts_are_small(
+    rows: int, inner: int, columns: int, dimensions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matmul = mock.Mock(wraps=np.matmul)
+    monkeypatch.setattr(products, "np", mock.Mock(matmul=matmul))
+    product(torch.ones(2, rows, inner), torch.ones(2, columns, inner).transpose(1, 2))
+    assert matmul.call_args.args[0].ndim == dimensions
 
 
 def test_numpy_gets_as_many_threads_as_torch_and_gives_them_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -81,17 +82,14 @@ def fewer_positions(x: Tensor) -> Sequence[Tensor]:
     return query[:, :, 2:], key, value
 
 
-CUTS = [unbound, chunked, by_head, copied, detached, halved, twice_the_same, changed_in_place, fewer_positions]
+CUTS = [unbound, chunked, by_head, copied, detached, halved, twice_the_same, fewer_positions]
 
 
-@pytest.mark.parametrize("leaf", [False, True])
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize(("cut", "leaf"), [*itertools.product(CUTS, [False, True]), (changed_in_place, False)])
 def test_gradients_find_their_way_whatever_the_three_are_cut_from(
     cut: Callable[[Tensor], Sequence[Tensor]], causal: bool, leaf: bool
 ) -> None:
-    if leaf and cut is changed_in_place:
-        pytest.skip("a leaf may not be changed in place")
     weights = drawn(BATCH, HEADS, LENGTH - 2 * (cut is fewer_positions), WIDTH)
     found = []
     for function in (
@@ -141,12 +139,15 @@ def test_a_gradient_of_the_gradient_is_refused_and_not_wrong() -> None:
     ((8, 4, 1, 12), torch.float32, False),
     ((4, 48, 12), torch.float32, False),
     ((8, 4, 48, 12), torch.bfloat16, False),
-    ((2000, 2, 64, 12), torch.float32, False),
+    ((800, 2, 60, 12), torch.float32, True),
+    ((800, 2, 60, 12), torch.float64, False),
 ])  # fmt: skip
 def test_long_wide_and_many_are_left_to_torch(shape: tuple[int, ...], dtype: torch.dtype, short: bool) -> None:
     three = [torch.zeros(shape, dtype=dtype) for _ in range(3)]
     assert is_short(*three) is short
     with torch.no_grad():
+        assert not is_short(*three)
+    with torch.autocast("cpu"):
         assert not is_short(*three)
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -251,17 +252,54 @@ def test_no_more_members_are_evaluated_at_once_than_there_is_memory_for(
     assert_same(found, alone(of, asked))
 
 
-def test_an_engine_that_may_take_next_to_no_memory_evaluates_one_by_one() -> None:
-    widths: dict[bool, set[int]] = {True: set(), False: set()}
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_engine_that_may_take_next_to_no_memory_evaluates_one_by_one(processes: int, tmp_path: Path) -> None:
+    def seen(model: nn.Module, x: Tensor) -> Tensor:
+        value = loss(model, x)
+        with (tmp_path / str(model.training)).open("a") as file:  # read by another process
+            file.write(f"{width_of(value)} ")
+        return value
+
+    asked = requests((0, 1), (1e-3, 3e-3, 1e-2, 3e-2))
+    with closing(PopulationEngine(task(loss=seen), CPU, always=True, memory=0.0, processes=processes)) as engine:
+        assert_same(finish(engine.open(asked)), alone(task(), asked))
+    widths = {name: set((tmp_path / name).read_text().split()) for name in ("True", "False")}
+    assert widths == {"True": {"1", "2"}, "False": {"1"}}
+
+
+def test_halves_of_a_stack_keep_to_the_memory_too() -> None:
+    widths: set[int] = set()
 
     def seen(model: nn.Module, x: Tensor) -> Tensor:
         value = loss(model, x)
-        widths[model.training].add(width_of(value))
+        if not model.training:
+            widths.add(width_of(value))
+        elif width_of(value) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
         return value
 
-    with closing(PopulationEngine(task(loss=seen), CPU, always=True, memory=0.0, processes=1)) as engine:
-        assert_same(finish(engine.open(ASKED)), alone(task(), ASKED))
-    assert widths == {True: {1, 2}, False: {1}}
+    population = Population(task(loss=seen), ASKED, CPU, 4, False, fits=1.0)
+    assert_same(finish(population), alone(task(), ASKED))
+    assert widths == {1}
+
+
+class CountingOutOfSight(nn.Module):
+    """Counts its evaluations where nobody looks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.calls = mlp(), itertools.count()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.body(x)
+        return out if self.training else out + 0.1 * next(self.calls)
+
+
+def test_a_model_that_counts_its_evaluations_out_of_sight_is_not_evaluated_in_portions() -> None:
+    hidden = task(CountingOutOfSight)
+    assert_same(finish(Population(hidden, ASKED, CPU, 4, False)), alone(hidden, ASKED))
+    with pytest.raises(NotVectorisable, match="keeps something of what it is evaluated on"):
+        finish(Population(hidden, ASKED, CPU, 4, False, fits=5.0))
 
 
 def test_of_the_tuples_that_a_model_keeps_in_turn_only_the_last_is_held() -> None:

@@ -95,6 +95,11 @@ def test_why_trials_cannot_be_stacked_is_part_of_what_was_measured() -> None:
     assert not times.pays([100])
 
 
+def test_a_trial_alone_is_timed_anew_only_where_stacks_are_not_clearly_quicker() -> None:
+    assert time_steps(task(), ASKED, CPU, 0.0, 0.0, 1.0).alone == 1.0
+    assert time_steps(task(), ASKED, CPU, 0.0, 0.0, 1e-9).alone > 1e-6
+
+
 POSITIVE = st.floats(1e-9, 1e9)
 
 

@@ -19,6 +19,8 @@ from adamtune.task import Batch, Task, batch_rows, batch_to
 from adamtune.task_calls import no_validation
 from adamtune.trial import autocast
 
+_KEEPS = "its model keeps something of what it is evaluated on"
+
 
 def evaluate(
     task: Task, members: Sequence[Member], model: StackedModel, device: torch.device, most: float
@@ -89,15 +91,20 @@ class _Evaluation:
                     value = torch.tensor(float(value), dtype=torch.float64, device=self._device)
                 return value.reshape(())
 
-            found: list[float] = []
+            def of(some: Sequence[int]) -> Tensor:
+                return self._model.call_all(number, batch, None, "same" if noisy else "error", some).double()
+
             size = int(min(len(rows), max(1.0, self._most / max(1, batch_rows(batch)))))
-            chance = _Chance(self._device) if size < len(rows) else None
-            for start in range(0, len(rows), size):
-                if chance is not None:
-                    chance.restore()  # the noise of a seed is that of all its members
-                some = rows[start : start + size]
-                found += self._model.call_all(number, batch, None, "same" if noisy else "error", some).double().tolist()
-            return found
+            if size == len(rows):
+                return of(rows).tolist()
+            portions = [rows[start : start + size] for start in range(0, len(rows), size)]
+            chance, found = _Chance(self._device), []
+            for some in [*portions, portions[0]]:  # the first once more: what counts its calls may be kept anywhere
+                chance.restore()  # the noise of a seed is that of all its members
+                found.append(of(some))
+            if not torch.allclose(found[0], found.pop(), rtol=1e-5, equal_nan=True):
+                raise NotVectorisable(_KEEPS)
+            return torch.cat(found).tolist()
 
         return self._means(len(rows), measure, noisy)
 
@@ -134,15 +141,14 @@ class _Evaluation:
     def _keeping_nothing(self) -> Iterator[None]:
         """Raise where the model keeps something: a trial alone does so once, and here it may be measured in turns."""
         before = self._model.numbers()
-        why = "its model keeps something of what it is evaluated on"
         try:
             yield
         except Exception as problem:
             if self._model.numbers() != before:
-                raise NotVectorisable(why) from problem
+                raise NotVectorisable(_KEEPS) from problem
             raise
         if self._model.numbers() != before:
-            raise NotVectorisable(why)
+            raise NotVectorisable(_KEEPS)
 
     def _batches(self) -> Iterable[Batch]:
         seed_torch(self._seed, self._device)

@@ -20,14 +20,15 @@ from adamtune.population.products import multiplied_by_numpy, multiply
 
 _LONGEST, _WIDEST = 128, 64
 """Positions of queries and of keys, and entries of a head, up to which that was measured."""
-_MOST = 6_000_000
-"""Weights of all members, from which they leave the processor's last cache before the backward pass reads them."""
+_MOST = 24_000_000
+"""Bytes of all members' weights, from which they leave the processor's last cache before the backward pass reads them.
+"""
 
 _VIEWS = frozenset(
     f"{name}Backward0"
     for name in (
         *("Alias", "Permute", "ReshapeAlias", "Select", "Slice", "Split", "SplitWithSizes", "Transpose", "Unbind"),
-        *("UnsafeView", "Unsqueeze", "View"),
+        *("Unsqueeze", "View"),
     )
 )
 """What autograd calls steps that only look at the same entries in another way."""
@@ -44,7 +45,7 @@ def is_short(query: Tensor, key: Tensor, value: Tensor) -> bool:
         return False
     if max(query.shape[2], key.shape[2]) > _LONGEST or max(query.shape[3], value.shape[3]) > _WIDEST:
         return False
-    return query.shape[:3].numel() * key.shape[2] <= _MOST
+    return query.shape[:3].numel() * key.shape[2] * query.element_size() <= _MOST
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float | None) -> Tensor:
@@ -95,8 +96,7 @@ class _Attention(torch.autograd.Function):
             found, of_parts = None, [torch.empty_like(part) for part in parts]
         else:
             found = torch.empty_like(whole)
-            start = whole.storage_offset()
-            of_parts = [found.as_strided(p.shape, p.stride(), p.storage_offset() - start) for p in parts]
+            of_parts = [found.as_strided(part.shape, part.stride(), part.storage_offset()) for part in parts]
         of_query, of_key, of_value = of_parts
         multiply(weights.transpose(2, 3), gradients[0], of_value)
         scores = torch.empty_like(weights)
@@ -117,12 +117,11 @@ def _hidden(queries: int, keys: int, dtype: torch.dtype) -> Tensor:
 def _whole(parts: Sequence[Tensor]) -> Tensor | None:
     """The tensor of which these are the whole, each a view of another part; None where there is none."""
     whole = parts[0]._base
-    if whole is None or any(part._base is not whole for part in parts) or not whole.is_contiguous():
+    if whole is None or whole.storage_offset() or not whole.is_contiguous():
         return None
-    if not all(_is_view(part, whole) for part in parts):
+    if not all(part._base is whole and _is_view(part, whole) for part in parts):
         return None
-    start = whole.storage_offset()
-    lie = tuple((tuple(part.shape), part.stride(), part.storage_offset() - start) for part in parts)
+    lie = tuple((tuple(part.shape), part.stride(), part.storage_offset()) for part in parts)
     return whole if _tile(whole.numel(), lie) else None
 
 
@@ -137,6 +136,7 @@ def _is_view(part: Tensor, whole: Tensor) -> bool:
 @cache
 def _tile(count: int, parts: tuple[tuple[tuple[int, ...], tuple[int, ...], int], ...]) -> bool:
     """Whether parts of these shapes, strides and offsets hold each of `count` entries once."""
-    entries = torch.arange(count)
-    held = torch.cat([entries.as_strided(shape, stride, offset).flatten() for shape, stride, offset in parts])
-    return held.numel() == count and bool((held.bincount(minlength=count) == 1).all())
+    held = torch.zeros(count, dtype=torch.bool)
+    for shape, stride, offset in parts:
+        held.as_strided(shape, stride, offset).fill_(True)
+    return sum(math.prod(shape) for shape, _, _ in parts) == count and bool(held.all())
