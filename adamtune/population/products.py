@@ -1,6 +1,7 @@
 """Products of matrices, a pair a member, by NumPy's library where that is quicker than torch's; see `adamtune.blas`.
 
-Steps of stacks gain by it what their products are of them: 27% in the two-layer GPT, 25% in the MLP, 8% in the CNN.
+Steps of stacks gain by it what their products are of them: 37% in the two-layer GPT, whose attention then runs by them
+too, 23% in the MLP, 9% in the CNN.
 """
 
 from __future__ import annotations
