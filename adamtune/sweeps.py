@@ -140,8 +140,7 @@ class _Notes(Progress):
     def on_answer(self, answer: StageAnswer) -> None:
         self._run.log(f"{answer.stage}: {answer.verdict}: {answer.reason}")
         self._audience.on_answer(answer)
-        self.write_tables()
-        self.write_engine()
+        self.write_so_far()
 
     def on_findings(self, findings: Sequence[Told]) -> None:
         for told in findings:
@@ -149,13 +148,10 @@ class _Notes(Progress):
             self._run.log(f"{told.finding.severity}: {told.finding.told}{seeds}")
         self._audience.on_findings(findings)
 
-    def write_tables(self) -> None:
-        """The trials so far, as tables."""
+    def write_so_far(self) -> None:
+        """The trials so far, as tables; how they train, and what was measured for it, for who goes on with the run."""
         for name, table in ((rundir.TRIALS, trials_table), (rundir.CURVES, curves_table), (rundir.PROBE, probe_table)):
             self._run.write_lines(name, table_lines(table, self.records))
-
-    def write_engine(self) -> None:
-        """How trials are trained, and what was measured for it: who goes on with the run need not measure again."""
         if self.engine is not None:
             self._run.write_json(rundir.ENGINE, self.engine.facts())
 
@@ -238,8 +234,7 @@ def sweep(
                 spec, recipe, conclusion, context.answers, found, context.budget.spent, seconds, run_dir
             )
             run.write(rundir.RECIPE, recipe.to_yaml())
-            notes.write_tables()  # the report reads them
-            notes.write_engine()
+            notes.write_so_far()  # the report reads it
             told_as = rundir.jsonable(result.to_dict())
             run.write(rundir.REPORT, report_html(run.path, told_as))
             run.log(f"done: {context.budget.spent} steps in {seconds:.1f} s")
@@ -309,9 +304,7 @@ def _last_words(run: RunDir, notes: _Notes) -> Iterator[None]:
         with suppress(UnwritableError):
             run.log(f"ended by {type(end).__name__}: {end}")
         with suppress(UnwritableError):
-            notes.write_engine()
-        with suppress(UnwritableError):
-            notes.write_tables()
+            notes.write_so_far()
         raise
 
 
