@@ -33,7 +33,9 @@ def product(one: Tensor, other: Tensor) -> Tensor:
     """(K, n, m) and (K, m, p) -> (K, n, p), as `torch.bmm`."""
     if not _worth(one, other):
         return torch.bmm(one, other)
-    return _Product.apply(one, other)  # type: ignore[no-any-return, no-untyped-call]
+    if torch.is_grad_enabled() and (one.requires_grad or other.requires_grad):
+        return _Product.apply(one, other)  # type: ignore[no-any-return, no-untyped-call]
+    return _multiplied(one, other)
 
 
 def shifted_product(offset: Tensor, one: Tensor, other: Tensor) -> Tensor:
@@ -48,24 +50,27 @@ def multiplied_by_numpy(*tensors: Tensor) -> bool:
 
     On several threads it gains nothing; and where a size is 1, it has but loops.
     """
-    kinds = {(tensor.device.type, tensor.dtype) for tensor in tensors}
-    usual = kinds == {("cpu", torch.float32)} or kinds == {("cpu", torch.float64)}
-    if not usual or not numpy_is_quicker() or torch.get_num_threads() > 1:
+    kind = tensors[0].dtype
+    if kind not in (torch.float32, torch.float64) or not numpy_is_quicker() or torch.get_num_threads() > 1:
         return False
-    return all(min(tensor.shape[-2:]) > 1 for tensor in tensors)
+    return all(tensor.is_cpu and tensor.dtype == kind and min(tensor.shape[-2:]) > 1 for tensor in tensors)
 
 
 def _worth(one: Tensor, other: Tensor) -> bool:
-    return multiplied_by_numpy(one, other) and one.numel() * other.shape[-1] >= WORTH
+    return one.numel() * other.shape[-1] >= WORTH and multiplied_by_numpy(one, other)
+
+
+def _multiplied(one: Tensor, other: Tensor) -> Tensor:
+    out = one.new_empty(one.shape[0], one.shape[1], other.shape[2])
+    multiply(one.detach(), other.detach(), out)
+    return out
 
 
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, one: Tensor, other: Tensor) -> Tensor:
         ctx.save_for_backward(one, other)
-        out = one.new_empty(one.shape[0], one.shape[1], other.shape[2])
-        multiply(one.detach(), other.detach(), out)
-        return out
+        return _multiplied(one, other)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

@@ -24,7 +24,7 @@ from adamtune.population.evaluation import evaluate
 from adamtune.population.feed import Drawn, Feed
 from adamtune.population.joined import joined
 from adamtune.population.stacked_model import Measure, StackedModel
-from adamtune.population.state import PREFIX, Member, NotVectorisable
+from adamtune.population.state import Member, NotVectorisable
 from adamtune.probe import AdamProbe
 from adamtune.recipe import Recipe
 from adamtune.task import Batch, Task, batch_rows
@@ -33,13 +33,34 @@ from adamtune.trial import HUGE, autocast
 
 
 @dataclass(frozen=True)
+class _Part:
+    """What one call of a kernel updates: one row of one parameter, or several, in lists of the same length."""
+
+    own: list[tuple[int, int]]
+    """Place of the parameter, and row."""
+    params: list[Tensor]
+    first: list[Tensor]
+    second: list[Tensor]
+    """Empty where an update has no second moments; `first` alike."""
+    steps: list[Tensor]
+
+    def having(self, gradients: Mapping[int, object]) -> _Part:
+        """Of the parameters at these places only."""
+        if all(place in gradients for place, _ in self.own):
+            return self
+        kept = [number for number, (place, _) in enumerate(self.own) if place in gradients]
+        lists = (getattr(self, field.name) for field in dataclasses.fields(self))
+        return _Part(*([items[number] for number in kept] if items else [] for items in lists))
+
+
+@dataclass(frozen=True)
 class _Run:
     """Neighbouring rows that share a recipe, and with it one update."""
 
     rows: range
     recipe: Recipe
-    groups: list[tuple[list[int], ParamGroup, Callable[[int], float]]]
-    """Places of the group's parameters, its settings, and its lr's multiplier by step."""
+    groups: list[tuple[list[int], ParamGroup, Callable[[int], float], _Part]]
+    """Places of the group's parameters, its settings, its lr's multiplier by step, and what is updated by them."""
     until: int | None = None
     """The step from which `then`, of the same rows, is in its place: its recipe has a switch."""
     then: _Run | None = None
@@ -110,7 +131,7 @@ class Stack:
     def gradients(self, row: int) -> dict[str, Tensor | None]:
         """The gradients of one member, by parameter name, from its last step."""
         return {
-            name.removeprefix(PREFIX): None if param.grad is None else param.grad[row]
+            name: None if param.grad is None else param.grad[row]
             for name, param in zip(self.model.names, self.model.state.params, strict=True)
         }
 
@@ -136,7 +157,7 @@ class Stack:
         run = next(run for run in self._runs if row in run.rows).at(step)
         groups = [
             dataclasses.replace(group, params=tuple(params[place] for place in places), lr=group.lr * move(step))
-            for places, group, move in run.groups
+            for places, group, move, _ in run.groups
         ]
         optimizer = optimizer_for(run.recipe, groups)
         for place, own in enumerate(params):
@@ -173,10 +194,10 @@ class Stack:
     def _settle(self) -> None:
         """Find again what depends on who is in the stack: runs, and the views of each row that are updated."""
         state = self.model.state
-        self._runs = self._find_runs()
         self._views = [
             [tensor.detach().unbind() for tensor in tensors] for tensors in (state.params, state.first, state.second)
         ]
+        self._runs = self._find_runs()
 
     def _find_runs(self) -> list[_Run]:
         runs: list[_Run] = []
@@ -194,13 +215,23 @@ class Stack:
         return runs
 
     def _run(self, rows: range, request: TrialRequest, recipe: Recipe) -> _Run:
-        places = {name.removeprefix(PREFIX): place for place, name in enumerate(self.model.names)}
+        places = {name: place for place, name in enumerate(self.model.names)}
         groups = param_groups(recipe, self.model.module)
         curves = moves(groups, request.multiplier, request.ramped)
-        found = [
-            ([places[name] for name in group.names], group, move) for group, move in zip(groups, curves, strict=True)
-        ]
+        found = []
+        for group, move in zip(groups, curves, strict=True):
+            mine = [places[name] for name in group.names]
+            found.append((mine, group, move, self._part(recipe, mine, rows)))
         return _Run(rows, recipe, found)
+
+    def _part(self, recipe: Recipe, places: Sequence[int], rows: range) -> _Part:
+        # Row by row, so that an element's arithmetic does not depend on the rows beside it: a kernel treats the last
+        # few elements of a tensor apart.
+        own = [(place, row) for place in places for row in rows]
+        params, first, second = ([views[place][row] for place, row in own] if views else [] for views in self._views)
+        if recipe.optimizer == "sgd":
+            first, second = first if recipe.momentum else [], []
+        return _Part(own, params, first, second, [self.model.state.steps[place] for place, _ in own])
 
     def backward(self, drawn: Mapping[int, Drawn], step: int) -> Tensor:
         """Losses and gradients of a step, without the update."""
@@ -263,41 +294,32 @@ class Stack:
             if step == run.until:
                 torch._foreach_zero_([row for rows in self._views[1] for row in rows[run.rows.start : run.rows.stop]])
             run = run.at(step)
-            for places, group, move in run.groups:
-                # Row by row, so that an element's arithmetic does not depend on the rows beside it: a kernel treats the
-                # last few elements of a tensor apart.
-                mine = [(place, row) for place in places if place in gradients for row in run.rows]
-                if mine:
-                    self._update_group(run.recipe, group, group.lr * move(step), mine, gradients)
-
-    def _update_group(
-        self,
-        recipe: Recipe,
-        group: ParamGroup,
-        lr: float,
-        mine: list[tuple[int, int]],
-        gradients: dict[int, tuple[Tensor, ...]],
-    ) -> None:
-        params, first, second = ([views[place][row] for place, row in mine] if views else [] for views in self._views)
-        own = [gradients[place][row] for place, row in mine]
-        # What `torch.optim.AdamW(fused=True)` and its like call. Their step() would look the same things up anew for
-        # every member and group at every step, which costs more than the update of a small model.
-        if recipe.optimizer == "sgd":
-            torch._fused_sgd_(
-                params, own, first if recipe.momentum else [], weight_decay=group.weight_decay,
-                momentum=recipe.momentum, lr=lr, dampening=0.0, nesterov=False, maximize=False, is_first_step=False,
-            )  # fmt: skip
-            return
-        kernel = torch._fused_adamw_ if recipe.optimizer == "adamw" else torch._fused_adam_
-        kernel(
-            params, own, first, second, [], [self.model.state.steps[place] for place, _ in mine], lr=lr,
-            beta1=group.betas[0], beta2=group.betas[1], weight_decay=group.weight_decay, eps=group.eps, amsgrad=False,
-            maximize=False,
-        )  # fmt: skip
+            for _, group, move, part in run.groups:
+                part = part.having(gradients)
+                if part.own:
+                    own = [gradients[place][row] for place, row in part.own]
+                    _update(run.recipe, group, group.lr * move(step), part, own)
 
     def _forget_gradients(self) -> None:
         for param in self.model.state.params:
             param.grad = None
+
+
+def _update(recipe: Recipe, group: ParamGroup, lr: float, part: _Part, gradients: list[Tensor]) -> None:
+    """What `torch.optim.AdamW(fused=True)` and its like call. Their step() would look the same things up anew for every
+    member and group at every step, which costs more than the update of a small model.
+    """
+    if recipe.optimizer == "sgd":
+        torch._fused_sgd_(
+            part.params, gradients, part.first, weight_decay=group.weight_decay, momentum=recipe.momentum, lr=lr,
+            dampening=0.0, nesterov=False, maximize=False, is_first_step=False,
+        )  # fmt: skip
+        return
+    kernel = torch._fused_adamw_ if recipe.optimizer == "adamw" else torch._fused_adam_
+    kernel(
+        part.params, gradients, part.first, part.second, [], part.steps, lr=lr, beta1=group.betas[0],
+        beta2=group.betas[1], weight_decay=group.weight_decay, eps=group.eps, amsgrad=False, maximize=False,
+    )  # fmt: skip
 
 
 def _same_update(one: TrialRequest, other: TrialRequest) -> bool:

@@ -9,36 +9,30 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from adamtune.population.every_member import for_every_member
 from adamtune.population.fast_ops import FastOps
 from adamtune.population.kept import Keeping
-from adamtune.population.state import PREFIX, NotVectorisable, State, stacked
+from adamtune.population.state import NotVectorisable, State, stacked
 from adamtune.task import Batch
 
 Measure = Callable[[nn.Module, Batch], Tensor]
 
 
-class _Call(nn.Module):
-    """Calls `function(model, batch)` as a forward pass, so that `functional_call` lends the model its parameters."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, function: Measure, batch: Batch) -> Any:
-        return function(self.model, batch)
-
-
 class StackedModel:
     """What a stack calls: one module, and the members' parameters and buffers to lend it."""
 
-    def __init__(self, call: _Call, names: list[str], state: State, shared: dict[str, Tensor], width: int) -> None:
+    def __init__(
+        self, module: nn.Module, names: list[str], state: State, shared: dict[str, Tensor], width: int
+    ) -> None:
         """Use `start`."""
-        self._call, self.names, self.state, self.width = call, names, state, width
+        self.module = module
+        """Whose names and attributes all members share; its own parameters are not trained."""
+        self.names, self.state, self.width = names, state, width
         self._shared = shared
-        self._kept = Keeping(call.model)
-        call.train()
+        self._places = _places(module)
+        self._kept = Keeping(module)
+        module.train()
 
     @classmethod
     def start(
@@ -46,12 +40,7 @@ class StackedModel:
     ) -> StackedModel:
         """The untrained `models` of these `seeds`, one a member. Raises `NotVectorisable`."""
         state, shared, names = stacked(models, seeds, by_adam, device)
-        return cls(_Call(copy.deepcopy(models[seeds[0]])), names, state, shared, len(seeds))
-
-    @property
-    def module(self) -> nn.Module:
-        """The module whose names and attributes all members share; its own parameters are not trained."""
-        return self._call.model
+        return cls(copy.deepcopy(models[seeds[0]]), names, state, shared, len(seeds))
 
     @property
     def counters(self) -> dict[str, Tensor]:
@@ -61,7 +50,7 @@ class StackedModel:
     def another(self) -> StackedModel:
         """One whose module keeps attributes and counters of its own; the same state until either keeps some rows."""
         shared = {name: tensor.clone() for name, tensor in self._shared.items()}
-        return StackedModel(copy.deepcopy(self._call), self.names, self.state, shared, self.width)
+        return StackedModel(copy.deepcopy(self.module), self.names, self.state, shared, self.width)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only."""
@@ -75,8 +64,7 @@ class StackedModel:
     def buffers(self, row: int) -> dict[str, Tensor]:
         """The buffers of one member, by name."""
         own = {name: tensor[row] for name, tensor in self.state.buffers.items()} | self._shared
-        known = {PREFIX + name for name, _ in self.module.named_buffers()}
-        return {name.removeprefix(PREFIX): tensor for name, tensor in own.items() if name in known}
+        return {name: own[name] for name, _ in self.module.named_buffers()}
 
     def numbers(self) -> dict[str, object]:
         """Counters and flags that all members share, in buffers and as attributes; and how often masks were written."""
@@ -102,12 +90,11 @@ class StackedModel:
 
         def one(own: dict[str, Tensor], own_batch: Batch) -> Any:
             with FastOps(count, noisy):
-                return self._call_with(own, function, batch if batch_dims is None else own_batch)
+                return self._call_with(own, function, own_batch)
 
-        passed, dims = (0, None) if batch_dims is None else (batch, batch_dims)
         own = {name: tensors[name].clone() for name in self.state.buffers} if rows is not None else {}
         try:
-            out: Tensor = torch.vmap(one, in_dims=(0, dims), randomness=randomness)(tensors, passed)
+            out = for_every_member(one, tensors, batch, batch_dims, count, randomness)
         finally:
             self._kept.forget_members()
         if out.shape != (count,):
@@ -124,23 +111,35 @@ class StackedModel:
         return self._call_with(own, function, batch)
 
     def _call_with(self, own: dict[str, Tensor], function: Measure, batch: Batch) -> Any:
-        """`function(model, batch)` with one member's parameters and buffers."""
-        given = self._shared | own
-        lent = dict(given)
-        out = functional_call(self._call, lent, (function, batch))
-        for name, tensor in given.items():  # torch hands back there what the model has put in place of a buffer
-            if lent[name] is not tensor:
-                raise NotVectorisable(f"its model puts another tensor in place of '{name.removeprefix(PREFIX)}'")
+        """`function(model, batch)` with one member's parameters and buffers.
+
+        As `torch.func.functional_call` does it, but for its search of all modules for tied weights at every call.
+        """
+        lent = [
+            (name, kept, key, kept[key], tensor)
+            for name, tensor in (self._shared | own).items()
+            for kept, key in self._places[name]
+        ]
+        try:
+            for _, kept, key, _, tensor in lent:
+                kept[key] = tensor
+            out = function(self.module, batch)
+            replaced = next((name for name, kept, key, _, tensor in lent if kept.get(key) is not tensor), None)
+        finally:
+            for _, kept, key, before, _ in lent:
+                kept[key] = before
+        if replaced is not None:
+            raise NotVectorisable(f"its model puts another tensor in place of '{replaced}'")
         return out
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """The module's mode is that of evaluation."""
-        self._call.eval()
+        self.module.eval()
         try:
             yield
         finally:
-            self._call.train()
+            self.module.train()
 
     @contextmanager
     def watched(self) -> Iterator[list[str]]:
@@ -156,3 +155,14 @@ class StackedModel:
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+def _places(module: nn.Module) -> dict[str, list[tuple[dict[str, Any], str]]]:
+    """By the name of a parameter or buffer, all places where the modules keep it: tied weights have several."""
+    places: dict[int, list[tuple[dict[str, Any], str]]] = {}
+    for part in module.modules():
+        for kept in (part._parameters, part._buffers):
+            for key, tensor in kept.items():
+                places.setdefault(id(tensor), []).append((kept, key))
+    named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return {name: places[id(tensor)] for name, tensor in named.items()}

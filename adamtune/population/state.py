@@ -12,9 +12,6 @@ from torch import Tensor, nn
 
 from adamtune.history import History, TrialRequest
 
-PREFIX = "model."
-"""Before the names that `named_parameters` gives: a stack calls its model as a part of another."""
-
 
 class NotVectorisable(Exception):
     """These trials cannot be trained as one stack; the text says what stands in the way."""
@@ -91,13 +88,13 @@ def stacked(
         if name in trained:
             if tensor.dtype not in (torch.float32, torch.float64):
                 raise NotVectorisable(f"its parameter '{name}' is {str(tensor.dtype).removeprefix('torch.')}")
-            params[PREFIX + name] = torch.stack([tensors[seed][name].detach() for seed in seeds]).requires_grad_()
+            params[name] = torch.stack([tensors[seed][name].detach() for seed in seeds]).requires_grad_()
             continue
         same = all(own[name] is tensor or torch.equal(own[name], tensor) for own in tensors.values())
         if same and (not tensor.is_floating_point() or isinstance(tensor, nn.Parameter)):
-            shared[PREFIX + name] = tensor.detach().clone()
+            shared[name] = tensor.detach().clone()
         else:
-            buffers[PREFIX + name] = torch.stack([tensors[seed][name].detach() for seed in seeds])
+            buffers[name] = torch.stack([tensors[seed][name].detach() for seed in seeds])
     values = list(params.values())
     moments = [[torch.zeros_like(param, requires_grad=False) for param in values] for _ in range(1 + by_adam)]
     steps = [torch.zeros((), device=device) for _ in values]
