@@ -16,6 +16,7 @@ from stacked import CPU, loss, mlp, requests, task, width_of
 from torch import Tensor, nn
 
 from adamtune.engines import population
+from adamtune.engines import width as width_module
 from adamtune.engines.memory import free_memory
 from adamtune.engines.population import PopulationEngine
 from adamtune.engines.width import WIDTHS, StepTimes, time_steps, together
@@ -57,10 +58,10 @@ def test_stacks_pay_where_they_are_quicker_than_one_by_one(counts: list[int]) ->
     assert not StepTimes(1.0, ((2, 2.5),), False, "").pays(counts)
 
 
-def test_what_processes_measure_side_by_side_is_as_slow_as_the_slowest() -> None:
-    other = StepTimes(1.5, ((2, 1.3), (4, 1.5), (8, 3.9)), False, "", fits=7.0)
-    assert together([TIMES, other]) == StepTimes(1.5, ((2, 1.3), (4, 1.6), (8, 3.9)), False, "", fits=7.0)
-    assert together([TIMES, other]).width == 4  # alone it was 8
+def test_what_processes_measure_side_by_side_is_taken_in_the_mean_over_widths_that_all_tried() -> None:
+    other = StepTimes(1.5, ((2, 1.3), (4, 1.4), (8, 5.0)), False, "", fits=7.0)
+    assert together([TIMES, other]) == StepTimes(1.25, ((2, 1.25), (4, 1.5), (8, 3.5)), False, "", fits=7.0)
+    assert together([TIMES, other]).width == 4  # by the first alone it was 8
     refused = StepTimes(1.0, (), False, "no")
     assert together([TIMES, refused]) == refused
 
@@ -75,7 +76,7 @@ def test_stacks_are_no_wider_than_the_memory_allows() -> None:
         assert times.fits == memory / (1.5 * (facts.state + facts.activations))
 
 
-@pytest.mark.parametrize(("most_seconds", "steps"), [(0.0, 4), (60.0, 11)])
+@pytest.mark.parametrize(("most_seconds", "steps"), [(0.0, 3), (60.0, 11)])
 def test_a_model_that_is_slow_for_the_time_there_is_is_timed_over_fewer_steps(most_seconds: float, steps: int) -> None:
     widths: list[int] = []
 
@@ -86,6 +87,37 @@ def test_a_model_that_is_slow_for_the_time_there_is_is_timed_over_fewer_steps(mo
 
     time_steps(task(loss=seen), ASKED, CPU, 0.0, most_seconds, 1.0)
     assert widths.count(2) == steps + 1  # one to look at whether they can be stacked
+
+
+def widths_tried(count: int, processes: int) -> list[int]:
+    times = time_steps(task(), requests(range(count), lrs=(1e-3,)), CPU, 1e9, 60.0, 1.0, processes)
+    return [width for width, _ in times.stacked]
+
+
+def test_no_stack_is_tried_that_the_trials_cannot_fill(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(width_module, "_RISING", math.inf)
+    assert widths_tried(24, 1) == [2, 4, 8, 16, 24]
+    assert widths_tried(34, 2) == [2, 4, 8, 17]  # 17 split evenly over stacks of up to 16 are 9 and 8
+    assert widths_tried(1, 1) == [2]
+    assert widths_tried(130, 1) == [*WIDTHS[:-1], 128]
+
+
+def test_widths_are_measured_again_when_groups_come_that_are_twice_as_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def falling(task: Any, alike: list[Any], *_: Any) -> StepTimes:
+        asked.append(len(alike))
+        return StepTimes(1.0, ((2, 1.0), (4, 1.0)), False, "")
+
+    monkeypatch.setattr(population, "time_steps", falling)
+    engine = PopulationEngine(task(), CPU, always=True, processes=1)
+    for count in (4, 7, 8, 15, 20):
+        engine.open(requests(range(count), lrs=(1e-3,)))
+    engine.close()
+    assert asked == [4, 8, 20]
+    monkeypatch.setattr(StepTimes, "still_falling", False)
+    engine.open(requests(range(60), lrs=(1e-3,)))
+    assert asked == [4, 8, 20]
 
 
 def test_why_trials_cannot_be_stacked_is_part_of_what_was_measured() -> None:

@@ -126,8 +126,8 @@ def _answer(
     say: Callable[[str, Any], None],
 ) -> Any:
     if what == "measure":
-        requests, memory, most_seconds, alone = argument
-        return time_steps(task, requests, device, memory, most_seconds, alone)
+        requests, memory, most_seconds, alone, processes = argument
+        return time_steps(task, requests, device, memory, most_seconds, alone, processes)
     if what == "open":
         requests, width, noisy, timeout, fits = argument
 

@@ -12,6 +12,7 @@ from adamtune.blas import numpy_is_quicker
 from adamtune.engines.local import LocalBatch
 from adamtune.engines.memory import free_memory
 from adamtune.engines.processes import SharedBatch, Workers, process_count
+from adamtune.engines.sharing import groups, shares
 from adamtune.engines.width import StepTimes, checked, time_alone, time_steps
 from adamtune.history import TrialRequest
 from adamtune.task import Task
@@ -66,6 +67,8 @@ class PopulationEngine:
         self._workers: Workers | None = None
         self._alone: dict[tuple[str, int], float] = {}
         self._times: dict[tuple[str, int], StepTimes] = {}
+        self._looked: dict[tuple[str, int], int] = {}
+        """Of which size the largest group was when widths were measured."""
         self._known: dict[tuple[str, int], StepTimes] = {}
         if known:
             self._known = _step_times(known, self.facts())
@@ -78,16 +81,16 @@ class PopulationEngine:
         if math.isinf(seconds) or (not self._always and seconds < _WORTH_MEASURING):  # inf: it will tell what is wrong
             return self._local(requests, 1)
         times = self._measured(requests)
-        shares = _shares(requests, self._processes, times.noisy)
+        parts = shares(requests, self._processes, times.noisy)
         width = times.width
         if self._always:
             width = max([2, *(width for width, _ in times.stacked)]) if times.stacked else 1
-        elif width > 1 and not times.pays(_groups(requests, shares, times.noisy)):
+        elif width > 1 and not times.pays(groups(requests, parts, times.noisy)):
             width = 1
-        if len(shares) < 2:
+        if len(parts) < 2:
             return self._local(requests, width, times.noisy, times.fits)
         return self._crew().open(
-            shares, requests, width, times.noisy, self._on_steps, self._on_note, self._timeout, times.fits
+            parts, requests, width, times.noisy, self._on_steps, self._on_note, self._timeout, times.fits
         )
 
     def facts(self) -> dict[str, Any]:
@@ -132,12 +135,13 @@ class PopulationEngine:
     def _measured(self, requests: Sequence[TrialRequest]) -> StepTimes:
         """Step times of the first request's kind, for which `_seconds` has timed a trial alone."""
         key = _kind(requests[0])
-        if key not in self._times:
+        if key not in self._times or self._falls_further(key, requests):
             alike, alone = [request for request in requests if _kind(request) == key], self._alone[key]
             memory = self._memory * free_memory(self._device) / self._processes
-            known = self._known.get(key)
+            known = self._known.pop(key, None)
             if known is not None and 1 / _ALIKE < known.alone / alone < _ALIKE:
                 self._times[key] = checked(known, self._task, alike, self._device, memory)
+                self._looked[key] = known.stacked[-1][0]
                 self._on_note(_told(self._times[key], self._processes))
                 return self._times[key]
             seconds = max(0.5, _MEASURING_SHARE * self._seconds(alike))
@@ -145,9 +149,19 @@ class PopulationEngine:
                 times = self._crew().measure(alike, memory, seconds, alone)
             else:
                 times = time_steps(self._task, alike, self._device, memory, seconds, alone)
+            self._looked[key] = _largest(alike, self._processes, times.noisy)
             self._times[key] = times
             self._on_note(_told(times, self._processes))
         return self._times[key]
+
+    def _falls_further(self, key: tuple[str, int], requests: Sequence[TrialRequest]) -> bool:
+        """Whether groups have come that are much larger than those for which widths were measured, and might gain."""
+        times = self._times[key]
+        return times.still_falling and _largest(requests, self._processes, times.noisy) >= 2 * self._looked[key]
+
+
+def _largest(requests: Sequence[TrialRequest], processes: int, noisy: bool) -> int:
+    return max(groups(requests, shares(requests, processes, noisy), noisy))
 
 
 def _kind(request: TrialRequest) -> tuple[str, int]:
@@ -164,30 +178,6 @@ def _step_times(known: Mapping[str, Any], now: Mapping[str, Any]) -> dict[tuple[
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
         return {}
     return {(precision, accumulate): times for precision, accumulate, times in found if times.stacked}
-
-
-def _shares(requests: Sequence[TrialRequest], processes: int, noisy: bool) -> list[list[int]]:
-    """Places of the requests by process: in turn, so that what is pruned later thins all alike; those of one seed
-    together where only they can share a stack.
-    """
-    places = list(range(len(requests)))
-    if not noisy:
-        return [places[start::processes] for start in range(min(processes, len(places)))]
-    places.sort(key=lambda place: requests[place].seed)
-    size = -(-len(places) // processes)
-    return [places[start : start + size] for start in range(0, len(places), size)]
-
-
-def _groups(requests: Sequence[TrialRequest], shares: Sequence[Sequence[int]], noisy: bool) -> list[int]:
-    """How many members can share a stack, for each group of them in each process."""
-    counts: dict[tuple[object, ...], int] = {}
-    for share, places in enumerate(shares):
-        for place in places:
-            request = requests[place]
-            seed = request.seed if noisy else None
-            key = (share, seed, request.horizon, request.recipe.precision, request.recipe.accumulate)
-            counts[key] = counts.get(key, 0) + 1
-    return list(counts.values())
 
 
 def _told(times: StepTimes, processes: int) -> str:

@@ -122,7 +122,8 @@ class Workers:
         """
         how = ""
         for _ in range(MAX_RETRIES):
-            asked = dict.fromkeys(range(len(self.processes)), (list(requests), memory, most_seconds, alone))
+            count = len(self.processes)
+            asked = dict.fromkeys(range(count), (list(requests), memory, most_seconds, alone, count))
             found = self.ask(-1, "measure", asked)
             if LOST not in found.values():
                 return together(list(found.values()))

@@ -6,11 +6,13 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 import torch
 
 from adamtune.engines.sequential import cpu_threads
+from adamtune.engines.sharing import groups, shares
 from adamtune.errors import AdamtuneError
 from adamtune.history import History, TrialRequest
 from adamtune.population import NotVectorisable
@@ -29,12 +31,14 @@ _GAIN = 0.97
 _CLEARLY = 0.6
 """The share at which there is no doubt, however much trials side by side hinder each other."""
 _STILL_FALLING = 0.95
-"""Wider stacks are tried while the time a member needs falls below this share of the last width's, and a trial alone is
-timed again while its does."""
-_TIMED, _TIMED_SLOW = 10, 3
+"""A trial alone is timed again while the time of a step falls below this share of the last; and stacks wider than those
+measured may gain where a member's does."""
+_RISING = 1.1
+"""Wider stacks are tried until a member needs so much more than in the best before them: the times scatter by 5%."""
+_TIMED, _TIMED_SLOW = 10, 2
 """Steps timed at each width, after one to warm up; the quickest counts. And those of a model so slow that so many take
 more than `_SHARE` of the time there is: then fewer widths would be tried."""
-_SHARE = 0.05
+_SHARE = 0.02
 _TIMED_ALONE, _TIMES_ALONE = 5, 6
 """Steps of each measurement of a trial alone (what a rung costs beside its steps must not weigh), and how many at
 most: in a process that was just forked, steps take up to three times as long at first.
@@ -74,9 +78,8 @@ class StepTimes:
         alone = float(data["seconds_alone"])
         stacked = tuple((int(width), float(seconds)) for width, seconds in data["seconds_by_width"].items())
         times = [alone, *(seconds for _, seconds in stacked)]
-        if tuple(width for width, _ in stacked) != WIDTHS[: len(stacked)] or not all(
-            0 < each < math.inf for each in times
-        ):
+        widths = [width for width, _ in stacked]
+        if (widths and widths != _widths(widths[-1])) or not all(0 < each < math.inf for each in times):
             raise ValueError("no times")
         return cls(alone, stacked, bool(data["noisy"]), str(data["one_by_one_because"]))
 
@@ -85,6 +88,12 @@ class StepTimes:
         """The width at which a member's step costs least; 1 where none beats training alone."""
         best = min(self.stacked, key=lambda timed: timed[1] / timed[0], default=(1, math.inf))
         return best[0] if best[1] / best[0] < _GAIN * self.alone else 1
+
+    @property
+    def still_falling(self) -> bool:
+        """Whether a member's share was less at the widest than at the width before."""
+        each = [seconds / width for width, seconds in self.stacked]
+        return bool(each) and (len(each) < 2 or each[-1] < _STILL_FALLING * each[-2])
 
     def seconds(self, count: int) -> float:
         """Of one step of `count` members in stacks of at most `width`, interpolated; inf where that is 1."""
@@ -106,15 +115,15 @@ class StepTimes:
 
 
 def together(times: Sequence[StepTimes]) -> StepTimes:
-    """What several processes measured side by side as one: the widths that all have tried, each at its slowest."""
+    """What several processes measured side by side as one: means, over the widths that all have tried."""
     told = next((one for one in times if one.note), None)
     if told is not None:
         return told
     by_width = [dict(one.stacked) for one in times]
     tried = [width for width, _ in times[0].stacked if all(width in seconds for seconds in by_width)]
-    slowest = tuple((width, max(seconds[width] for seconds in by_width)) for width in tried)
+    stacked = tuple((width, fmean(seconds[width] for seconds in by_width)) for width in tried)
     fits = min(one.fits for one in times)
-    return StepTimes(max(one.alone for one in times), slowest, any(one.noisy for one in times), "", fits)
+    return StepTimes(fmean(one.alone for one in times), stacked, any(one.noisy for one in times), "", fits)
 
 
 def time_alone(task: Task, request: TrialRequest, device: torch.device) -> float:
@@ -140,12 +149,18 @@ def time_alone(task: Task, request: TrialRequest, device: torch.device) -> float
 
 
 def time_steps(
-    task: Task, requests: Sequence[TrialRequest], device: torch.device, memory: float, most_seconds: float, alone: float
+    task: Task,
+    requests: Sequence[TrialRequest],
+    device: torch.device,
+    memory: float,
+    most_seconds: float,
+    alone: float,
+    processes: int = 1,
 ) -> StepTimes:
     """Time steps at growing widths, while a member's share falls, within `memory` bytes and about `most_seconds`.
 
-    `alone`: what `time_alone` has found while nothing else trained. It is measured anew only where stacks are not so
-    much quicker that it cannot matter.
+    `processes` share the requests: none is wider than what falls to one of them. `alone`: what `time_alone` has found
+    while nothing else trained. It is measured anew only where stacks are not so much quicker that it cannot matter.
     """
     began = time.perf_counter()
     with cpu_threads():
@@ -155,7 +170,8 @@ def time_steps(
             return StepTimes(alone, (), False, str(reason))
         stacked: list[tuple[int, float]] = []
         each = _OVERHEAD * (facts.state + facts.activations)
-        for width in WIDTHS:
+        largest = max(groups(requests, shares(requests, processes, facts.noisy), facts.noisy))
+        for width in _widths(largest):
             if width > WIDTHS[0] and width * each > memory:
                 break
             before = time.perf_counter()
@@ -166,15 +182,22 @@ def time_steps(
                 if stacked:
                     break
                 return StepTimes(alone, (), False, f"{problem}".split("\n")[0] or type(problem).__name__)
-            falling = not stacked or seconds / width < _STILL_FALLING * stacked[-1][1] / stacked[-1][0]
+            rising = bool(stacked) and seconds / width > _RISING * min(time / wide for wide, time in stacked)
             stacked.append((width, seconds))
             now = time.perf_counter()
-            if not falling or now - began + 2 * (now - before) > most_seconds:
+            if rising or now - began + 2 * (now - before) > most_seconds:
                 break
     if min(seconds / width for width, seconds in stacked) > _CLEARLY * alone:
         again = time_alone(task, requests[0], device)
         alone = max(alone, again) if math.isfinite(again) else alone
     return StepTimes(alone, tuple(stacked), facts.noisy, "", memory / each)
+
+
+def _widths(largest: int) -> list[int]:
+    """The widths to try where so many trials are the most that can share a stack; they are split evenly, so that one
+    stack of 17 is tried and none of 16.
+    """
+    return [*(width for width in WIDTHS if 4 * width <= 3 * largest), max(WIDTHS[0], min(largest, WIDTHS[-1]))]
 
 
 def checked(
