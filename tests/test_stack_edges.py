@@ -172,6 +172,52 @@ def test_tensors_kept_out_of_sight_give_no_wrong_number() -> None:
     assert len(notes) == 1
 
 
+def register(model: Changing) -> None:
+    if not hasattr(model, "kept"):
+        model.register_buffer("kept", model.body[0].weight.detach() * 1.0)
+
+
+def replace_one(model: Changing) -> None:
+    model.mean = 0.9 * model.mean + 0.1 * model.body[0].bias.detach().mean()
+
+
+def delete(model: Changing) -> None:
+    model._buffers.pop("mean", None)
+
+
+class Changing(nn.Module):
+    """Changes which buffers it has while it is called, from one call on."""
+
+    mean: Tensor
+
+    def __init__(self, change: Callable[[Any], None], call: int) -> None:
+        super().__init__()
+        self.body, self.change, self.call, self.calls = mlp(), change, call, 0
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.calls += 1
+            if self.calls >= self.call:
+                self.change(self)
+        out: Tensor = self.body(x)
+        return out * (1 + sum(buffer.mean() for buffer in self.buffers()))
+
+
+CHANGED = {
+    register: "its model registers 'kept' while it is called",
+    replace_one: "its model puts another tensor in place of 'mean'",
+    delete: "its model puts another tensor in place of 'mean'",
+}
+
+
+@pytest.mark.parametrize("change", CHANGED)
+@pytest.mark.parametrize("call", [1, 7])
+def test_other_buffers_than_before_are_handed_back_by_name(change: Callable[[Any], None], call: int) -> None:
+    notes = as_alone(task(lambda: Changing(change, call)))
+    assert CHANGED[change] in notes[-1]
+
+
 class Counting(nn.Module):
     """Counts its calls, in evaluation too, in a tensor that is no buffer."""
 

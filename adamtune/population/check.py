@@ -158,7 +158,7 @@ def _compare(
         one, scale = alone[request.seed], 0.0
         loss = float(losses[row])
         if abs(loss - one.loss) > loss_share * max(1e-6, abs(one.loss)):
-            raise NotVectorisable(f"in a stack its first loss is {loss:.6g}, alone {one.loss:.6g}")
+            raise NotVectorisable(f"in a stack its first loss is {loss:.12g}, alone {one.loss:.12g}")
         scale = max((float(g.norm()) for g in one.gradients.values() if g is not None), default=0.0)
         for name, gradient in stack.gradients(row).items():
             reference = one.gradients[name]

@@ -31,6 +31,7 @@ class StackedModel:
         self.names, self.state, self.width = names, state, width
         self._shared = shared
         self._places = _places(module)
+        self._sizes = [(kept, len(kept)) for part in module.modules() for kept in (part._parameters, part._buffers)]
         self._kept = Keeping(module)
         module.train()
 
@@ -125,11 +126,14 @@ class StackedModel:
                 kept[key] = tensor
             out = function(self.module, batch)
             replaced = next((name for name, kept, key, _, tensor in lent if kept.get(key) is not tensor), None)
+            added = next((list(kept)[-1] for kept, size in self._sizes if len(kept) > size), None)
         finally:
             for _, kept, key, before, _ in lent:
                 kept[key] = before
         if replaced is not None:
             raise NotVectorisable(f"its model puts another tensor in place of '{replaced}'")
+        if added is not None:
+            raise NotVectorisable(f"its model registers '{added}' while it is called")
         return out
 
     @contextmanager
