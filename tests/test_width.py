@@ -99,7 +99,7 @@ def test_no_stack_is_tried_that_the_trials_cannot_fill(monkeypatch: pytest.Monke
     assert widths_tried(24, 1) == [2, 4, 8, 16, 24]
     assert widths_tried(34, 2) == [2, 4, 8, 17]  # 17 split evenly over stacks of up to 16 are 9 and 8
     assert widths_tried(1, 1) == [2]
-    assert widths_tried(130, 1) == [*WIDTHS[:-1], 128]
+    assert widths_tried(300, 1) == [*WIDTHS]
 
 
 def test_widths_are_measured_again_when_groups_come_that_are_twice_as_large(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,13 +111,16 @@ def test_widths_are_measured_again_when_groups_come_that_are_twice_as_large(monk
 
     monkeypatch.setattr(population, "time_steps", falling)
     engine = PopulationEngine(task(), CPU, always=True, processes=1)
-    for count in (4, 7, 8, 15, 20):
+    for count in (4, 7, 8, 15, 20, WIDTHS[-1], 3 * WIDTHS[-1]):  # beyond the widest there is nothing to gain
         engine.open(requests(range(count), lrs=(1e-3,)))
     engine.close()
-    assert asked == [4, 8, 20]
+    assert asked == [4, 8, 20, WIDTHS[-1]]
     monkeypatch.setattr(StepTimes, "still_falling", False)
-    engine.open(requests(range(60), lrs=(1e-3,)))
-    assert asked == [4, 8, 20]
+    engine = PopulationEngine(task(), CPU, always=True, processes=1)
+    for count in (4, 60):
+        engine.open(requests(range(count), lrs=(1e-3,)))
+    engine.close()
+    assert asked[4:] == [4]
 
 
 def test_why_trials_cannot_be_stacked_is_part_of_what_was_measured() -> None:

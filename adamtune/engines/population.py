@@ -13,7 +13,7 @@ from adamtune.engines.local import LocalBatch
 from adamtune.engines.memory import free_memory
 from adamtune.engines.processes import SharedBatch, Workers, process_count
 from adamtune.engines.sharing import groups, shares
-from adamtune.engines.width import StepTimes, checked, time_alone, time_steps
+from adamtune.engines.width import WIDTHS, StepTimes, checked, time_alone, time_steps
 from adamtune.history import TrialRequest
 from adamtune.task import Task
 
@@ -161,7 +161,7 @@ class PopulationEngine:
 
 
 def _largest(requests: Sequence[TrialRequest], processes: int, noisy: bool) -> int:
-    return max(groups(requests, shares(requests, processes, noisy), noisy))
+    return min(WIDTHS[-1], max(groups(requests, shares(requests, processes, noisy), noisy)))
 
 
 def _kind(request: TrialRequest) -> tuple[str, int]:

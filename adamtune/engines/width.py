@@ -197,7 +197,8 @@ def _widths(largest: int) -> list[int]:
     """The widths to try where so many trials are the most that can share a stack; they are split evenly, so that one
     stack of 17 is tried and none of 16.
     """
-    return [*(width for width in WIDTHS if 4 * width <= 3 * largest), max(WIDTHS[0], min(largest, WIDTHS[-1]))]
+    widest = max(WIDTHS[0], min(largest, WIDTHS[-1]))
+    return [*(width for width in WIDTHS if 4 * width <= 3 * widest), widest]
 
 
 def checked(
