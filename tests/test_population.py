@@ -239,13 +239,15 @@ def bits(task: Task, width: int) -> list[list[float]]:
 SMALL_CHARS: dict[str, Any] = {"length": 16, "width": 16, "layers": 1, "batch_size": 4}
 TASKS: dict[str, Callable[[], Task]] = {
     "digits mlp": lambda: digits.task(hidden=32),
+    "digits mlp, large enough for NumPy": lambda: digits.task(hidden=72),
     "chars": lambda: chars.task(**SMALL_CHARS),
     "chars with dropout": lambda: chars.task(dropout=0.1, **SMALL_CHARS),
 }
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_numbers_do_not_depend_on_the_width_bit_for_bit(name: str) -> None:
+def test_numbers_do_not_depend_on_the_width_bit_for_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adamtune.population.products.numpy_is_quicker", lambda: True)
     widest = bits(TASKS[name](), 8)
     assert len(set(map(tuple, widest))) == 8
     assert bits(TASKS[name](), 2) == widest

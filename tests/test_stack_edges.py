@@ -185,21 +185,32 @@ def delete(model: Changing) -> None:
     model._buffers.pop("mean", None)
 
 
+def fill(model: Changing) -> None:
+    if model.nothing is None:
+        model.nothing = model.body[0].weight.detach() * 1.0
+
+
+def fill_where_it_is_evaluated(model: Changing) -> None:
+    if not model.training:
+        fill(model)
+
+
 class Changing(nn.Module):
     """Changes which buffers it has while it is called, from one call on."""
 
     mean: Tensor
+    nothing: Tensor | None
 
     def __init__(self, change: Callable[[Any], None], call: int) -> None:
         super().__init__()
         self.body, self.change, self.call, self.calls = mlp(), change, call, 0
         self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("nothing", None)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training:
-            self.calls += 1
-            if self.calls >= self.call:
-                self.change(self)
+        self.calls += self.training
+        if self.calls >= self.call:
+            self.change(self)
         out: Tensor = self.body(x)
         return out * (1 + sum(buffer.mean() for buffer in self.buffers()))
 
@@ -208,14 +219,69 @@ CHANGED = {
     register: "its model registers 'kept' while it is called",
     replace_one: "its model puts another tensor in place of 'mean'",
     delete: "its model puts another tensor in place of 'mean'",
+    fill: "its model registers 'nothing' while it is called",
+    fill_where_it_is_evaluated: "its model registers 'nothing' while it is called",
 }
 
 
 @pytest.mark.parametrize("change", CHANGED)
 @pytest.mark.parametrize("call", [1, 7])
-def test_other_buffers_than_before_are_handed_back_by_name(change: Callable[[Any], None], call: int) -> None:
-    notes = as_alone(task(lambda: Changing(change, call)))
+@pytest.mark.parametrize("fits", [1.0, math.inf])
+def test_other_buffers_than_before_are_handed_back_by_name(
+    change: Callable[[Any], None], call: int, fits: float
+) -> None:
+    of, notes = task(lambda: Changing(change, call)), []
+    if call == 1 and change is not fill_where_it_is_evaluated:
+        with pytest.raises(NotVectorisable, match=CHANGED[change]):
+            check(of, ASKED, CPU)
+        return
+    batch = LocalBatch(of, ASKED, CPU, 8, False, lambda steps: None, notes.append, fits=fits)
+    assert_same(finish(batch), alone(of, ASKED))
     assert CHANGED[change] in notes[-1]
+
+
+# --- weights that are read elsewhere than where a stack lends them
+
+
+class Reading(nn.Module):
+    """Made in float64, since `double()` takes shared memory apart; `read` gives what is added to its output."""
+
+    def __init__(self, make: Callable[[nn.Linear], Any], read: Callable[[Any], Tensor]) -> None:
+        super().__init__()
+        self.body, self.read = mlp().double(), read
+        nn.init.zeros_(self.body[0].bias)
+        self.seen = make(self.body[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.body(x)
+        return out + 0.1 * self.read(self.seen)
+
+
+class Holding(nn.Module):
+    """Has a tensor as a buffer, or as a parameter."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        super().__init__()
+        if isinstance(tensor, nn.Parameter):
+            self.kept = tensor
+        else:
+            self.register_buffer("kept", tensor)
+
+
+ELSEWHERE: dict[str, tuple[Callable[[nn.Linear], Any], Callable[[Any], Tensor]]] = {
+    "a list": (lambda layer: [layer.bias], lambda seen: seen[0].detach().sum()),
+    "a buffer on the same memory": (lambda layer: Holding(layer.bias.data), lambda seen: seen.kept.sum()),
+    "a parameter on the same memory": (
+        lambda layer: Holding(nn.Parameter(layer.bias.data[3:])), lambda seen: seen.kept.sum(),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ELSEWHERE)
+def test_weights_that_are_read_elsewhere_are_handed_back(kind: str) -> None:
+    of = replace(task(), make_model=lambda: Reading(*ELSEWHERE[kind]))
+    notes = as_alone(of)
+    assert "one by one: in a stack" in notes[0]
 
 
 class Counting(nn.Module):

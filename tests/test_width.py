@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 from unittest import mock
 
@@ -19,6 +20,7 @@ from adamtune.engines import population
 from adamtune.engines import width as width_module
 from adamtune.engines.memory import free_memory
 from adamtune.engines.population import PopulationEngine
+from adamtune.engines.processes import Workers
 from adamtune.engines.width import WIDTHS, StepTimes, time_steps, together
 from adamtune.population.check import check
 
@@ -123,6 +125,32 @@ def test_widths_are_measured_again_when_groups_come_that_are_twice_as_large(monk
     assert asked[4:] == [4]
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_where_kinds_are_mixed_widths_are_measured_once(monkeypatch: pytest.MonkeyPatch, processes: int) -> None:
+    asked: list[int] = []
+
+    def falling(*given: Any) -> StepTimes:
+        asked.append(len(given[1]))
+        return StepTimes(1.0, ((2, 1.0), (4, 1.0)), False, "")
+
+    monkeypatch.setattr(population, "time_steps", falling)
+    monkeypatch.setattr(Workers, "measure", falling)
+    mixed = [
+        request for seed in range(3) for request in requests((seed,), (1e-3,)) + requests((seed,), precision="bf16")
+    ]
+    with closing(PopulationEngine(task(), CPU, always=True, processes=processes)) as engine:
+        for _ in range(3):
+            engine.open(mixed)
+    assert asked == [len(mixed)]
+
+
+def test_no_stack_is_tried_that_trials_of_its_kind_cannot_fill(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(width_module, "_RISING", math.inf)
+    mixed = requests(range(5), (1e-3,)) + requests(range(20), (1e-3,), precision="bf16")
+    times = time_steps(task(), mixed, CPU, 1e9, 60.0, 1.0)
+    assert [width for width, _ in times.stacked] == [2, 5]
+
+
 def test_why_trials_cannot_be_stacked_is_part_of_what_was_measured() -> None:
     times = time_steps(task(Branching), ASKED, CPU, 1e9, 1.0, 1.0)
     assert (times.stacked, times.width) == ((), 1)
@@ -161,7 +189,7 @@ def facts(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     engine = PopulationEngine(task(), CPU, processes=1, always=True)
     engine.open(ASKED)
     told: dict[str, Any] = json.loads(json.dumps(engine.facts()))
-    told["measured"][0] |= {"seconds_alone": 1e-3, "seconds_by_width": {"2": 1e-9}, "width": 2}
+    told["measured"][0] |= {"seconds_alone": 1e-3, "seconds_by_width": {"2": 1e-9, "4": 4e-9}, "width": 2}
     return told
 
 
@@ -170,6 +198,11 @@ def test_step_times_of_an_earlier_sitting_are_not_measured_again(facts: dict[str
     assert not timed
     assert "in stacks of up to 2" in note
     assert trained(None)[0]
+
+
+def test_for_larger_groups_than_in_an_earlier_sitting_widths_are_measured_again(facts: dict[str, Any]) -> None:
+    facts["measured"][0]["seconds_by_width"] = {"2": 1e-9}
+    assert trained(facts)[0]
 
 
 @pytest.mark.parametrize("damage", [

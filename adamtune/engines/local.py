@@ -12,6 +12,7 @@ from adamtune.engines.sequential import SequentialBatch, cpu_threads
 from adamtune.engines.time_limit import TimeIsUp, time_limit, too_long
 from adamtune.history import RungReport, TrialRequest, TrialResult
 from adamtune.population import NotVectorisable, Population
+from adamtune.population.every_member import leave
 from adamtune.task import Task
 from adamtune.trial import Trial
 
@@ -71,6 +72,7 @@ class LocalBatch:
             except NotVectorisable as reason:
                 why = str(reason)
             except TimeIsUp:
+                leave()
                 why = too_long(self._timeout)
             if why:
                 self._on_note(f"trials start again one by one: {why}")

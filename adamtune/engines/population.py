@@ -12,7 +12,7 @@ from adamtune.blas import numpy_is_quicker
 from adamtune.engines.local import LocalBatch
 from adamtune.engines.memory import free_memory
 from adamtune.engines.processes import SharedBatch, Workers, process_count
-from adamtune.engines.sharing import groups, shares
+from adamtune.engines.sharing import groups, kind, largest_group, shares
 from adamtune.engines.width import WIDTHS, StepTimes, checked, time_alone, time_steps
 from adamtune.history import TrialRequest
 from adamtune.task import Task
@@ -67,8 +67,8 @@ class PopulationEngine:
         self._workers: Workers | None = None
         self._alone: dict[tuple[str, int], float] = {}
         self._times: dict[tuple[str, int], StepTimes] = {}
-        self._looked: dict[tuple[str, int], int] = {}
-        """Of which size the largest group was when widths were measured."""
+        self._measured_for: dict[tuple[str, int], int] = {}
+        """How many trials the largest group had when widths were measured."""
         self._known: dict[tuple[str, int], StepTimes] = {}
         if known:
             self._known = _step_times(known, self.facts())
@@ -127,46 +127,39 @@ class PopulationEngine:
 
     def _seconds(self, requests: Sequence[TrialRequest]) -> float:
         """What the batch takes one by one, about; inf where its first step raises."""
-        key = _kind(requests[0])
+        key = kind(requests[0])
         if key not in self._alone:
             self._alone[key] = time_alone(self._task, requests[0], self._device)
         return self._alone[key] * sum(request.horizon for request in requests)
 
     def _measured(self, requests: Sequence[TrialRequest]) -> StepTimes:
         """Step times of the first request's kind, for which `_seconds` has timed a trial alone."""
-        key = _kind(requests[0])
+        key = kind(requests[0])
+        if key in self._times and not self._falls_further(key, requests):
+            return self._times[key]
+        alike, alone = [request for request in requests if kind(request) == key], self._alone[key]
+        memory = self._memory * free_memory(self._device) / self._processes
+        known = self._known.pop(key, None)
+        if known is not None and 1 / _ALIKE < known.alone / alone < _ALIKE:
+            self._times[key] = checked(known, self._task, alike, self._device, memory)
+            self._measured_for[key] = known.stacked[-1][0]
         if key not in self._times or self._falls_further(key, requests):
-            alike, alone = [request for request in requests if _kind(request) == key], self._alone[key]
-            memory = self._memory * free_memory(self._device) / self._processes
-            known = self._known.pop(key, None)
-            if known is not None and 1 / _ALIKE < known.alone / alone < _ALIKE:
-                self._times[key] = checked(known, self._task, alike, self._device, memory)
-                self._looked[key] = known.stacked[-1][0]
-                self._on_note(_told(self._times[key], self._processes))
-                return self._times[key]
             seconds = max(0.5, _MEASURING_SHARE * self._seconds(alike))
             if self._processes > 1:
-                times = self._crew().measure(alike, memory, seconds, alone)
+                times = self._crew().measure(requests, memory, seconds, alone)
             else:
-                times = time_steps(self._task, alike, self._device, memory, seconds, alone)
-            self._looked[key] = _largest(alike, self._processes, times.noisy)
+                times = time_steps(self._task, requests, self._device, memory, seconds, alone)
             self._times[key] = times
-            self._on_note(_told(times, self._processes))
+            self._measured_for[key] = largest_group(requests, self._processes, times.noisy)
+        self._on_note(_told(self._times[key], self._processes))
         return self._times[key]
 
     def _falls_further(self, key: tuple[str, int], requests: Sequence[TrialRequest]) -> bool:
         """Whether groups have come that are much larger than those for which widths were measured, and might gain."""
-        times = self._times[key]
-        return times.still_falling and _largest(requests, self._processes, times.noisy) >= 2 * self._looked[key]
-
-
-def _largest(requests: Sequence[TrialRequest], processes: int, noisy: bool) -> int:
-    return min(WIDTHS[-1], max(groups(requests, shares(requests, processes, noisy), noisy)))
-
-
-def _kind(request: TrialRequest) -> tuple[str, int]:
-    """What a stack's members share, and step times hang on."""
-    return request.recipe.precision, request.recipe.accumulate
+        times, before = self._times[key], self._measured_for[key]
+        if before >= WIDTHS[-1] or not times.still_falling:
+            return False
+        return largest_group(requests, self._processes, times.noisy) >= 2 * before
 
 
 def _step_times(known: Mapping[str, Any], now: Mapping[str, Any]) -> dict[tuple[str, int], StepTimes]:

@@ -29,3 +29,15 @@ def groups(requests: Sequence[TrialRequest], parts: Sequence[Sequence[int]], noi
             key = (part, seed, request.horizon, request.recipe.precision, request.recipe.accumulate)
             counts[key] = counts.get(key, 0) + 1
     return list(counts.values())
+
+
+def largest_group(requests: Sequence[TrialRequest], processes: int, noisy: bool) -> int:
+    """The most trials of the first one's kind that can share a stack, where all are spread over so many processes."""
+    first, parts = kind(requests[0]), shares(requests, processes, noisy)
+    others = {place for place, request in enumerate(requests) if kind(request) != first}
+    return max(groups(requests, [[place for place in part if place not in others] for part in parts], noisy))
+
+
+def kind(request: TrialRequest) -> tuple[str, int]:
+    """What a stack's members share, and step times hang on."""
+    return request.recipe.precision, request.recipe.accumulate

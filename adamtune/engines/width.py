@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from adamtune.engines.sequential import cpu_threads
-from adamtune.engines.sharing import groups, shares
+from adamtune.engines.sharing import kind, largest_group
 from adamtune.errors import AdamtuneError
 from adamtune.history import History, TrialRequest
 from adamtune.population import NotVectorisable
@@ -31,8 +31,9 @@ _GAIN = 0.97
 _CLEARLY = 0.6
 """The share at which there is no doubt, however much trials side by side hinder each other."""
 _STILL_FALLING = 0.95
-"""A trial alone is timed again while the time of a step falls below this share of the last; and stacks wider than those
-measured may gain where a member's does."""
+"""Stacks wider than those measured may gain where a member's time fell below this share of that at the width before."""
+_SETTLED = 0.95
+"""A trial alone is timed again until a measurement is no less than this share of the quickest so far."""
 _RISING = 1.1
 """Wider stacks are tried until a member needs so much more than in the best before them: the times scatter by 5%."""
 _TIMED, _TIMED_SLOW = 10, 2
@@ -91,7 +92,7 @@ class StepTimes:
 
     @property
     def still_falling(self) -> bool:
-        """Whether a member's share was less at the widest than at the width before."""
+        """Whether a member's share was clearly less at the widest than at the width before, or only one was timed."""
         each = [seconds / width for width, seconds in self.stacked]
         return bool(each) and (len(each) < 2 or each[-1] < _STILL_FALLING * each[-2])
 
@@ -141,7 +142,7 @@ def time_alone(task: Task, request: TrialRequest, device: torch.device) -> float
                 _wait(device)
                 if trial.step > before:  # else it has diverged
                     timed.append((time.perf_counter() - began) / (trial.step - before))
-                if len(timed) > 2 and timed[-1] > _STILL_FALLING * min(timed[1:-1]):
+                if len(timed) > 2 and timed[-1] > _SETTLED * min(timed[1:-1]):
                     break
         except AdamtuneError:
             pass
@@ -157,27 +158,28 @@ def time_steps(
     alone: float,
     processes: int = 1,
 ) -> StepTimes:
-    """Time steps at growing widths, while a member's share falls, within `memory` bytes and about `most_seconds`.
+    """Time steps at growing widths, until a member's share rises, within `memory` bytes and about `most_seconds`.
 
-    `processes` share the requests: none is wider than what falls to one of them. `alone`: what `time_alone` has found
+    Those of the first request's kind are timed; `processes` share all, and no width is more than can come together in
+    one of them. `alone`: what `time_alone` has found
     while nothing else trained. It is measured anew only where stacks are not so much quicker that it cannot matter.
     """
     began = time.perf_counter()
+    alike = [request for request in requests if kind(request) == kind(requests[0])]
     with cpu_threads():
         try:
-            facts = check(task, requests, device)
+            facts = check(task, alike, device)
         except NotVectorisable as reason:
             return StepTimes(alone, (), False, str(reason))
         stacked: list[tuple[int, float]] = []
         each = _OVERHEAD * (facts.state + facts.activations)
-        largest = max(groups(requests, shares(requests, processes, facts.noisy), facts.noisy))
-        for width in _widths(largest):
+        for width in _widths(largest_group(requests, processes, facts.noisy)):
             if width > WIDTHS[0] and width * each > memory:
                 break
             before = time.perf_counter()
             try:
                 with RandomState(0).active(device):
-                    seconds = _time_stack(task, requests, device, width, facts.noisy, _SHARE * most_seconds)
+                    seconds = _time_stack(task, alike, device, width, facts.noisy, _SHARE * most_seconds)
             except Exception as problem:  # memory that ends, or what only shows after the first step
                 if stacked:
                     break

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -28,6 +28,9 @@ _LOSS_TOLERANCE = {"fp32": 1e-4, "bf16": 0.05}
 """The same for the loss, whose rounding is far smaller: a term that a stack leaves out may be a small one."""
 _IN_FLOAT64 = 1e-6
 """Where a model computes in float64, what all these tolerances are multiplied with."""
+
+_SHIFT = 0.01
+"""How far a parameter's last entry is moved; its first is by half of that."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,7 @@ def _train_alone(
         return tensor
 
     with RandomState(derive_seed(request.seed, Stream.INIT)).active(device):
+        _shift(param for param in model.parameters() if param.requires_grad)
         python, numpy = random.getstate(), np.random.get_state()
         assert drawn.chance is not None
         drawn.chance.restore()
@@ -137,6 +141,19 @@ def _train_alone(
     return _Alone(float(total), gradients, dict(model.named_buffers())), facts
 
 
+def _shift(params: Iterable[Tensor]) -> None:
+    """Move each a little, as an update does.
+
+    What a model reads of its weights elsewhere (a buffer on the same memory, a list that holds them) is then another in
+    a stack, which lends it only the weights themselves; at first it may be alike, zero for instance. All move by
+    different amounts and one way, which neither a softmax nor a sum hides.
+    """
+    with torch.no_grad():
+        for param in params:
+            moves = torch.linspace(_SHIFT / 2, _SHIFT, param.numel(), device=param.device)
+            param.add_(moves.view(param.shape).to(param.dtype))
+
+
 def _compare(
     task: Task,
     pair: tuple[TrialRequest, TrialRequest],
@@ -148,6 +165,7 @@ def _compare(
     members = [Member(index, request, History(request)) for index, request in enumerate(pair)]
     feeds = {request.seed: Feed(task, request.seed, device) for request in pair}
     stack = Stack.start(task, members, feeds, noisy, device)
+    _shift(row for param in stack.model.state.params for row in param.detach())
     with stack.watched() as where, _one_reason(where):
         losses = stack.backward(drawn, 0)
     precision = pair[0].recipe.precision

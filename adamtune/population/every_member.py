@@ -17,10 +17,12 @@ from adamtune.task import Batch
 
 try:
     from torch._C._functorch import (
+        TransformType,
         _add_batch_dim,
         _remove_batch_dim,
         _vmap_decrement_nesting,
         _vmap_increment_nesting,
+        peek_interpreter_stack,
     )
     from torch._functorch.vmap import lazy_load_decompositions  # type: ignore[attr-defined]
 
@@ -46,8 +48,8 @@ def for_every_member(
         one = function if batch_dims is not None else lambda own, _: function(own, batch)
         return torch.vmap(one, in_dims=(0, dims), randomness=randomness)(tensors, passed)
     lazy_load_decompositions()
-    level = _vmap_increment_nesting(count, randomness)
     try:
+        level = _vmap_increment_nesting(count, randomness)
 
         def of_member(part: Any, dim: int | None) -> Any:
             return part if dim is None else _add_batch_dim(part, dim, level)
@@ -56,4 +58,10 @@ def for_every_member(
         own_batch = batch if batch_dims is None else tree_map(of_member, batch, batch_dims)
         return _remove_batch_dim(function(own, own_batch), level, count, 0)
     finally:
+        leave()
+
+
+def leave() -> None:
+    """Be in no vmap: what interrupts a step (a time limit, Ctrl-C) may come just when one is entered or left."""
+    while AVAILABLE and (entered := peek_interpreter_stack()) is not None and entered.key() == TransformType.Vmap:
         _vmap_decrement_nesting()

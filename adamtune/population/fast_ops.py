@@ -54,7 +54,7 @@ positional arguments and the keywords; None where it does not apply."""
 
 _CHANNELS_LAST = torch.channels_last
 _FILTERS = 12
-"""Filters from which a copy of a single channel for each member takes half the time of one for all, or a third."""
+"""Filters from which a copy of a single channel for each member is quicker than one for all: 0.4 to 0.9 of the time."""
 
 
 def of_members(tensor: Tensor) -> bool:

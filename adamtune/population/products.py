@@ -25,8 +25,10 @@ many rows.
 """
 _PARTS = 16
 """Parts, above which each reads the second matrix too often."""
-WORTH = 300_000
-"""Multiplications of all members, below which calling NumPy costs more than it saves."""
+WORTH = 40_000
+"""Multiplications of one member, below which calling NumPy costs more than it saves in stacks of up to 8. Not of all of
+them, for who else is in the stack must not change a member's numbers: the libraries round differently.
+"""
 
 
 def product(one: Tensor, other: Tensor) -> Tensor:
@@ -57,7 +59,7 @@ def multiplied_by_numpy(*tensors: Tensor) -> bool:
 
 
 def _worth(one: Tensor, other: Tensor) -> bool:
-    return one.numel() * other.shape[-1] >= WORTH and multiplied_by_numpy(one, other)
+    return one.shape[1:].numel() * other.shape[-1] >= WORTH and multiplied_by_numpy(one, other)
 
 
 def _multiplied(one: Tensor, other: Tensor) -> Tensor:

@@ -31,7 +31,11 @@ class StackedModel:
         self.names, self.state, self.width = names, state, width
         self._shared = shared
         self._places = _places(module)
-        self._sizes = [(kept, len(kept)) for part in module.modules() for kept in (part._parameters, part._buffers)]
+        self._held = [
+            (kept, [key for key, tensor in kept.items() if tensor is not None])
+            for part in module.modules()
+            for kept in (part._parameters, part._buffers)
+        ]
         self._kept = Keeping(module)
         module.train()
 
@@ -114,7 +118,8 @@ class StackedModel:
     def _call_with(self, own: dict[str, Tensor], function: Measure, batch: Batch) -> Any:
         """`function(model, batch)` with one member's parameters and buffers.
 
-        As `torch.func.functional_call` does it, but for its search of all modules for tied weights at every call.
+        `torch.func.functional_call` would search all modules for tied weights at every call. Here they are found once,
+        so a model that gives itself other tensors while it is called is refused.
         """
         lent = [
             (name, kept, key, kept[key], tensor)
@@ -126,7 +131,7 @@ class StackedModel:
                 kept[key] = tensor
             out = function(self.module, batch)
             replaced = next((name for name, kept, key, _, tensor in lent if kept.get(key) is not tensor), None)
-            added = next((list(kept)[-1] for kept, size in self._sizes if len(kept) > size), None)
+            added = next((key for kept, held in self._held for key in _others(kept, held)), None)
         finally:
             for _, kept, key, before, _ in lent:
                 kept[key] = before
@@ -159,6 +164,12 @@ class StackedModel:
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+def _others(kept: dict[str, Any], held: list[str]) -> list[str]:
+    """Keys in `kept` of tensors that are not among those `held`."""
+    found = [key for key, tensor in kept.items() if tensor is not None] if kept else []
+    return [] if found == held else [key for key in found if key not in held]
 
 
 def _places(module: nn.Module) -> dict[str, list[tuple[dict[str, Any], str]]]:
