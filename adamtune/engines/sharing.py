@@ -26,16 +26,16 @@ def groups(requests: Sequence[TrialRequest], parts: Sequence[Sequence[int]], noi
         for place in places:
             request = requests[place]
             seed = request.seed if noisy else None
-            key = (part, seed, request.horizon, request.recipe.precision, request.recipe.accumulate)
+            key = (part, seed, request.horizon, *kind(request))
             counts[key] = counts.get(key, 0) + 1
     return list(counts.values())
 
 
 def largest_group(requests: Sequence[TrialRequest], processes: int, noisy: bool) -> int:
     """The most trials of the first one's kind that can share a stack, where all are spread over so many processes."""
-    first, parts = kind(requests[0]), shares(requests, processes, noisy)
-    others = {place for place, request in enumerate(requests) if kind(request) != first}
-    return max(groups(requests, [[place for place in part if place not in others] for part in parts], noisy))
+    parts = shares(requests, processes, noisy)
+    alike = [[place for place in part if kind(requests[place]) == kind(requests[0])] for part in parts]
+    return max(groups(requests, alike, noisy))
 
 
 def kind(request: TrialRequest) -> tuple[str, int]:

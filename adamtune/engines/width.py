@@ -161,8 +161,8 @@ def time_steps(
     """Time steps at growing widths, until a member's share rises, within `memory` bytes and about `most_seconds`.
 
     Those of the first request's kind are timed; `processes` share all, and no width is more than can come together in
-    one of them. `alone`: what `time_alone` has found
-    while nothing else trained. It is measured anew only where stacks are not so much quicker that it cannot matter.
+    one of them. `alone`: what `time_alone` has found while nothing else trained. It is measured anew only where stacks
+    are not so much quicker that it cannot matter.
     """
     began = time.perf_counter()
     alike = [request for request in requests if kind(request) == kind(requests[0])]

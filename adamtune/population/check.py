@@ -28,7 +28,6 @@ _LOSS_TOLERANCE = {"fp32": 1e-4, "bf16": 0.05}
 """The same for the loss, whose rounding is far smaller: a term that a stack leaves out may be a small one."""
 _IN_FLOAT64 = 1e-6
 """Where a model computes in float64, what all these tolerances are multiplied with."""
-
 _SHIFT = 0.01
 """How far a parameter's last entry is moved; its first is by half of that."""
 
@@ -53,9 +52,10 @@ class _Alone:
 
 
 def check(task: Task, requests: Sequence[TrialRequest], device: torch.device) -> StepFacts:
-    """Train the first step of two of `requests` alone and stacked, and compare. Raises `NotVectorisable`.
+    """Train a step of two of `requests`, from weights moved a little, alone and stacked, and compare.
 
-    What the task itself raises is told in the same way: trained one by one, it will raise it again.
+    Raises `NotVectorisable`. What the task itself raises is told in the same way: trained one by one, it will raise it
+    again.
     """
     first = requests[0]
     if first.recipe.precision == "fp16":

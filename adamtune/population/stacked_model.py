@@ -32,7 +32,7 @@ class StackedModel:
         self._shared = shared
         self._places = _places(module)
         self._held = [
-            (kept, [key for key, tensor in kept.items() if tensor is not None])
+            (kept, {key for key, tensor in kept.items() if tensor is not None})
             for part in module.modules()
             for kept in (part._parameters, part._buffers)
         ]
@@ -131,7 +131,8 @@ class StackedModel:
                 kept[key] = tensor
             out = function(self.module, batch)
             replaced = next((name for name, kept, key, _, tensor in lent if kept.get(key) is not tensor), None)
-            added = next((key for kept, held in self._held for key in _others(kept, held)), None)
+            held = ((kept, key, keys) for kept, keys in self._held for key in kept)
+            added = next((key for kept, key, keys in held if key not in keys and kept[key] is not None), None)
         finally:
             for _, kept, key, before, _ in lent:
                 kept[key] = before
@@ -164,12 +165,6 @@ class StackedModel:
         finally:
             for hook in hooks:
                 hook.remove()
-
-
-def _others(kept: dict[str, Any], held: list[str]) -> list[str]:
-    """Keys in `kept` of tensors that are not among those `held`."""
-    found = [key for key, tensor in kept.items() if tensor is not None] if kept else []
-    return [] if found == held else [key for key in found if key not in held]
 
 
 def _places(module: nn.Module) -> dict[str, list[tuple[dict[str, Any], str]]]:
