@@ -5,8 +5,9 @@ BIN := .venv/bin
 .PHONY: test test-all test-browser test-consumers lint sweep bench bench-lr bench-probe bench-range bench-search \
 	bench-throughput chaos fuzz wheel test-wheel clean
 
+# Several processes, since most tests wait for one thread or for a command; a file stays in one, and so do its fixtures.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 test-all: lint
 	$(BIN)/python -m pytest -m "" --durations=10

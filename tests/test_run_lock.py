@@ -22,7 +22,9 @@ from adamtune.sweeps import sweep
 
 
 @pytest.mark.parametrize(
-    "holder", ["process 1 on {here}", f"process {os.getpid()} on {{here}}", "process 7 on other", ""]
+    "holder",
+    ["process 1 on {here}", f"process {os.getpid()} on {{here}}", "process 7 on other", ""],
+    ids=["another", "this one", "elsewhere", "unknown"],
 )
 def test_a_lock_that_nobody_holds_is_stale_whoever_left_it(holder: str, tmp_path: Path) -> None:
     """The number may be another process's by now, and the other machine may be gone: the system knows better."""
