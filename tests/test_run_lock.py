@@ -42,8 +42,10 @@ def test_the_children_of_a_killed_sweep_do_not_hold_its_directory(tmp_path: Path
         "import multiprocessing, os, signal, sys, time; from pathlib import Path; from adamtune.rundir import RunDir\n"
         "with RunDir(Path(sys.argv[1])).claimed() as run:\n"
         "    run.write('spec.yaml', 'x')\n"
-        "    child = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,))\n"
+        "    fork = multiprocessing.get_context('fork'); runs = fork.Event()\n"
+        "    child = fork.Process(target=lambda: (runs.set(), time.sleep(60)))\n"
         "    child.start(); print(child.pid, flush=True)\n"
+        "    runs.wait()\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     killed = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
