@@ -328,6 +328,42 @@ def weight_normed() -> nn.Module:
     return nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 8)), nn.Tanh(), nn.Linear(8, 1))
 
 
+class Residual(nn.Module):
+    """As torchvision writes them: activations in place, and an addition in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm1 = nn.Conv2d(2, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.second, self.norm2 = nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.shortcut, self.relu, self.head = nn.Conv2d(2, 4, 1), nn.ReLU(inplace=True), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        images = image(x)
+        out = self.norm2(self.second(self.relu(self.norm1(self.first(images)))))
+        out += self.shortcut(images)
+        scores: Tensor = self.head(self.relu(out).mean((2, 3)))
+        return scores
+
+
+class Telling(nn.Module):
+    """Attends without what is padded, and reads the weights as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read, self.attend, self.head = (
+            nn.Linear(1, 6),
+            nn.MultiheadAttention(6, 2, batch_first=True),
+            nn.Linear(6, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.read(x.unsqueeze(2))
+        padded = torch.tensor([False, False, False, True]).expand(len(x), 4)
+        mixed, weights = self.attend(tokens, tokens, tokens, key_padding_mask=padded)
+        scores: Tensor = self.head(mixed).sum(1) + weights.square().sum((1, 2), keepdim=False).unsqueeze(1)
+        return scores
+
+
 def convolved(*body: nn.Module, out: int) -> Callable[[], nn.Module]:
     """Makes CNNs of `body` on images, drawn anew each time, with `out` features at their end."""
 
@@ -349,7 +385,10 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "batch norm of images": convolved(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), out=64),
     "dropout": lambda: nn.Sequential(nn.Dropout(0.1), nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1)),
     "dropout2d": convolved(nn.Conv2d(2, 4, 3), nn.Dropout2d(0.4), nn.ReLU(), out=64),
+    "activations in place": lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(inplace=True), nn.Linear(8, 1)),
+    "residual block": Residual,
     "transformer encoder layer": encoder,
+    "multi-head attention that tells its weights": Telling,
     "embedding": lambda: Seen(codes, nn.Embedding(10, 5), nn.Flatten(), nn.Linear(20, 1)),
     "layer norm": lambda: nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 1)),
     "group norm": lambda: nn.Sequential(nn.Linear(4, 8), nn.GroupNorm(2, 8), nn.SiLU(), nn.Linear(8, 1)),

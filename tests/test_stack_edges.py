@@ -554,7 +554,17 @@ LAYERS: dict[str, tuple[nn.Module, ...]] = {
     "group norm without scale": (nn.GroupNorm(2, 4, affine=False),),
     "group norm and dropout": (nn.GroupNorm(4, 4), nn.GELU(), nn.Dropout(0.3)),
     "batch norm and dropout": (nn.BatchNorm2d(4), nn.Dropout(0.3)),
-}
+    "batch norm of the batch alone": (nn.BatchNorm2d(4, affine=False, track_running_stats=False), nn.ReLU()),
+    "batch norm averaging all": (nn.BatchNorm2d(4, momentum=None), nn.ReLU()),
+    "activations in place": (
+        nn.ReLU(inplace=True), nn.BatchNorm2d(4), nn.LeakyReLU(inplace=True), nn.Conv2d(4, 4, 2), nn.GroupNorm(2, 4),
+        nn.SiLU(inplace=True), nn.MaxPool2d(2), nn.ELU(inplace=True),
+    ),
+    "averages": (nn.SiLU(), nn.AvgPool2d(2, 1), nn.Conv2d(4, 4, 2), nn.GELU(), nn.AdaptiveAvgPool2d(1)),
+    "averages of one image size": (nn.AdaptiveAvgPool2d((3, None)), nn.Tanh(), nn.AdaptiveMaxPool2d(1)),
+    "instance norm": (nn.InstanceNorm2d(4, affine=True), nn.ReLU()),
+    "upsampling": (nn.Upsample(scale_factor=2), nn.Conv2d(4, 3, 3), nn.ReLU(), nn.ConvTranspose2d(3, 2, 2)),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("width", [1, 2, 3])

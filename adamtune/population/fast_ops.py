@@ -5,20 +5,21 @@ slowly, or is refused. Why each is quicker (measured on CPU):
 
 - `linear`: one batched GEMM whose weight gradient comes out in the weight's own layout; vmap's is transposed, and
   autograd copies it. See `products` for who multiplies.
-- `conv2d`, `max_pool2d`: the members become channels, in channels-last layout, as one grouped convolution; channels
-  first it is 2.5 times slower, and max-pooling 16 times.
+- `image_ops`: the members become channels, in channels-last layout, as one grouped convolution; channels first it is
+  2.5 times slower, and max-pooling 16 times.
 - `scaled_dot_product_attention`: the members join the batch; vmap runs the fused kernel once a member.
 - `layer_norm`: the members join the batch, and the kernel gets the weight and bias without which it is half as quick.
 - `cross_entropy`: the members join the batch; vmap takes it apart into a dozen small operations.
 - `dropout`: the noise is drawn once for all members (they share a seed), in the order in which one model draws it.
-- `group_norm`: the members join the batch; vmap's own refuses channels-last layouts.
+- `multi_head_attention_forward`: what torch calls within it is seen here too; else vmap runs attention once a member.
 
 They lie below `torch.vmap`'s public surface, so where torch has moved what they rest on, they are left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,7 +27,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from adamtune.population import short_attention
+from adamtune.population import image_ops, short_attention
+from adamtune.population.image_ops import Folded, Rule, keep_layout, lies_as_channels
 from adamtune.population.products import product, shifted_product
 
 try:
@@ -45,16 +47,6 @@ except ImportError:  # another torch
     AVAILABLE = False
 
 _ASKS_FOR_GRADIENT = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
-
-Folded = tuple[Tensor, int]
-"""A result for all members, and which of its dimensions counts them."""
-Rule = Callable[..., Folded | None]
-"""Called with the members' count, where each positional tensor has its member dimension (None: shared by all), the
-positional arguments and the keywords; None where it does not apply."""
-
-_CHANNELS_LAST = torch.channels_last
-_FILTERS = 12
-"""Filters from which a copy of a single channel for each member is quicker than one for all: 0.4 to 0.9 of the time."""
 
 
 def of_members(tensor: Tensor) -> bool:
@@ -90,23 +82,6 @@ class _Linear(torch.autograd.Function):
         )
 
 
-class _ChannelsLastGradient(torch.autograd.Function):
-    """The identity; its gradient comes back channels-last, whatever the layers above made of it."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return _channels_last(gradients[0])
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    """The same with its second dimension innermost in memory, also where that has one entry and torch cannot tell."""
-    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
-
-
 def _linear(count: int, dims: Sequence[int | None], x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
     own_bias = bias is None or (len(dims) > 2 and dims[2] == 0 and bias.ndim == 2)
     if dims[1] != 0 or weight.ndim != 3 or not own_bias or torch.is_autocast_enabled(x.device.type):
@@ -115,49 +90,7 @@ def _linear(count: int, dims: Sequence[int | None], x: Tensor, weight: Tensor, b
     if x.ndim < 2 or x.shape[-1] != weight.shape[-1]:
         return None
     out = _Linear.apply(x.reshape(count, -1, x.shape[-1]), weight, bias)  # type: ignore[no-untyped-call]
-    return out.view(*x.shape[:-1], weight.shape[1]), 0
-
-
-def _members_as_channels(x: Tensor, dim: int) -> Tensor:
-    return _channels_last(x.movedim(dim, 1).flatten(1, 2))
-
-
-def _conv2d(
-    count: int,
-    dims: Sequence[int | None],
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Folded | None:
-    own_bias = bias is None or dims[2] == 0
-    logical = x.ndim - (dims[0] is not None)
-    if dims[1] != 0 or not own_bias or logical != 4 or x.device.type != "cpu" or isinstance(padding, str):
-        return None
-    dim = dims[0]
-    if dim is None and x.shape[1] == 1 and weight.shape[1] >= _FILTERS:
-        x, dim = x.expand(count, *x.shape), 0
-    shared = dim is None
-    if count < 2 or (shared and groups > 1):  # for one member the layout is the one that the model has alone
-        return None
-    source = _channels_last(x) if dim is None else _members_as_channels(x, dim)
-    filters = weight.flatten(0, 1).contiguous(memory_format=_CHANNELS_LAST)
-    offsets = bias.flatten() if bias is not None else None
-    split = groups if shared else groups * count
-    out = functional.conv2d(source, filters, offsets, stride, padding, dilation, split)
-    out = _ChannelsLastGradient.apply(_channels_last(out))  # type: ignore[no-untyped-call]
-    return out.unflatten(1, (count, -1)), 1
-
-
-def _max_pool2d(count: int, dims: Sequence[int | None], x: Tensor, *args: Any, **options: Any) -> Folded | None:
-    if dims[0] is None or count < 2 or x.ndim != 5 or x.device.type != "cpu" or options.get("return_indices"):
-        return None
-    out = functional.max_pool2d(_members_as_channels(x, dims[0]), *args, **options)
-    out = _ChannelsLastGradient.apply(out)  # type: ignore[no-untyped-call]
-    return out.unflatten(1, (count, -1)), 1
+    return torch.ops.aten._unsafe_view(out, [*x.shape[:-1], weight.shape[1]]), 0
 
 
 def _attention(
@@ -176,9 +109,9 @@ def _attention(
     if every[0].ndim < 4 or any((one.ndim, one.shape[1]) != (every[0].ndim, every[0].shape[1]) for one in every):
         return None  # without a batch, or one that is broadcast
     q, k, v = (one.flatten(0, 1) for one in every)
-    usual = mask is None and len(args) < 3 and not options.get("enable_gqa")
-    if usual and short_attention.is_short(q, k, v):
-        out = short_attention.attention(q, k, v, options.get("is_causal", False), options.get("scale"))
+    causal = args[2] if len(args) > 2 else options.get("is_causal", False)
+    if mask is None and not options.get("enable_gqa") and short_attention.is_short(q, k, v):
+        out = short_attention.attention(q, k, v, causal, options.get("scale"))
     else:
         out = functional.scaled_dot_product_attention(q, k, v, *args, **options)
     return out.view(count, -1, *out.shape[1:]), 0
@@ -191,37 +124,8 @@ def _dropout(
         return None
     x = x.movedim(dims[0], 0)
     # As torch's own dropout on the CPU does, which draws in the order of the memory.
-    one = torch.empty(x[0].shape, dtype=x.dtype) if _laid_out_here(count, x[0]) else torch.empty_like(x[0])
+    one = torch.empty(x[0].shape, dtype=x.dtype) if lies_as_channels(count, x[0]) else torch.empty_like(x[0])
     return x * one.bernoulli_(1 - p).div_(1 - p), 0
-
-
-def _laid_out_here(count: int, x: Tensor) -> bool:
-    """Whether one member's `x` (N, C, H, W) has the layout of the rules above; the model alone has channels first."""
-    if x.ndim != 4:
-        return False
-    pixels = [stride for size, stride in zip(x.shape[2:], x.stride()[2:], strict=True) if size > 1]
-    return count > 1 and bool(pixels) and pixels[-1] == count * x.shape[1] and (x.shape[1] == 1 or x.stride(1) == 1)
-
-
-def _group_norm(
-    count: int,
-    dims: Sequence[int | None],
-    x: Tensor,
-    num_groups: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-) -> Folded | None:
-    if dims[0] is None:
-        return None
-    x = x.movedim(dims[0], 0).contiguous()
-    out = functional.group_norm(x.flatten(0, 1), num_groups, eps=eps).view(x.shape)
-    scaled = out
-    if weight is not None:
-        scaled = scaled * weight.view(-1, 1, x.shape[2], *[1] * (x.ndim - 3))
-    if bias is not None:
-        scaled = scaled + bias.view(-1, 1, x.shape[2], *[1] * (x.ndim - 3))
-    return scaled.to(out.dtype), 0
 
 
 def _layer_norm(
@@ -276,16 +180,34 @@ def _cross_entropy(
 
 _RULES: dict[Any, Rule] = {
     functional.linear: _linear,
-    torch.conv2d: _conv2d,
-    functional.max_pool2d: _max_pool2d,
-    torch.max_pool2d: _max_pool2d,
+    torch.conv2d: image_ops.conv2d,
+    functional.max_pool2d: image_ops.pooling(functional.max_pool2d),
+    torch.max_pool2d: image_ops.pooling(torch.max_pool2d),
+    functional.avg_pool2d: image_ops.pooling(functional.avg_pool2d),
+    functional.adaptive_avg_pool2d: image_ops.pooling(functional.adaptive_avg_pool2d),
     functional.scaled_dot_product_attention: _attention,
-    functional.group_norm: _group_norm,
+    functional.batch_norm: image_ops.batch_norm,
+    functional.group_norm: image_ops.group_norm,
     functional.layer_norm: _layer_norm,
     functional.cross_entropy: _cross_entropy,
 }
-_BY_KEYWORD = {_group_norm, _layer_norm, _cross_entropy}
+_BY_KEYWORD = {image_ops.batch_norm, image_ops.group_norm, _layer_norm, _cross_entropy}
 """Torch hands on to these what follows the first arguments by keyword, always all of it and in this order."""
+
+
+def _seen_within(function: Any) -> dict[Any, Any]:
+    """One of torch's functions in Python, and the same with what it calls told to a mode as well.
+
+    Torch turns a mode off within a function that it has been told of. The copy does not tell, so the mode may stay on.
+    """
+    look = "has_torch_function"
+    if look not in getattr(getattr(function, "__code__", None), "co_names", ()):
+        return {}
+    plain = {**function.__globals__, look: lambda _: False}
+    return {function: types.FunctionType(function.__code__, plain, function.__name__, function.__defaults__)}
+
+
+_WITHIN = _seen_within(functional.multi_head_attention_forward)
 
 
 class FastOps(TorchFunctionMode):
@@ -311,7 +233,18 @@ class FastOps(TorchFunctionMode):
             out = self._fold(rule, args, kwargs)
             if out is not None:
                 return out
-        return func(*args, **kwargs)
+        if func in _WITHIN:
+            with self:
+                return _WITHIN[func](*args, **kwargs)
+        out = func(*args, **kwargs)
+        if isinstance(out, Tensor) and out.ndim == 4 and of_members(out):
+            self._keep_layout(out)
+        return out
+
+    def _keep_layout(self, images: Tensor) -> None:
+        if maybe_get_level(images) == peek_interpreter_stack().level() == 1:
+            with temporarily_pop_interpreter_stack():
+                keep_layout(self._count, get_unwrapped(images), maybe_get_bdim(images))
 
     def _fold(self, rule: Rule, args: Any, kwargs: Any) -> Tensor | None:
         level: int | None = None
