@@ -55,11 +55,12 @@ from adamtune.randomness import Stream, derive_seed
 from adamtune.recipe import Recipe, Schedule
 from adamtune.task import Task, batch_rows
 from adamtune.tasks import chars, digits
-from benchmarks import lr_tasks
+from benchmarks import lr_tasks, residual
 
 CASES: dict[str, tuple[Callable[[], Task], int, int]] = {  # the task, how many trials, steps of each
     "digits-mlp": (digits.task, 96, 300),
     "digits-cnn": (lambda: digits.task("cnn"), 48, 300),
+    "digits-resnet": (residual.task, 24, 100),
     "char-gpt-8": (lambda: chars.task(batch_size=8), 32, 160),
     "char-gpt-32": (lambda: chars.task(batch_size=32), 16, 40),
     "digits-mlp-512": (lambda: digits.task(batch_size=512), 48, 80),
