@@ -345,6 +345,23 @@ class Residual(nn.Module):
         return scores
 
 
+class FrozenNorm(nn.Module):
+    """Frozen norms, the statistics of one left alone too; and a bias by keyword that all share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.still = nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.group, self.head = nn.GroupNorm(2, 4), nn.Linear(64, 1)
+        for norm in (self.norm, self.still, self.group):
+            norm.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.still.eval()
+        convolved = functional.conv2d(image(x), self.first.weight, bias=torch.full((4,), 0.1, dtype=x.dtype))
+        scores: Tensor = self.head(self.group(self.still(self.norm(convolved))).flatten(1))
+        return scores
+
+
 class Telling(nn.Module):
     """Attends without what is padded, and reads the weights as well."""
 
@@ -387,6 +404,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "dropout2d": convolved(nn.Conv2d(2, 4, 3), nn.Dropout2d(0.4), nn.ReLU(), out=64),
     "activations in place": lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(inplace=True), nn.Linear(8, 1)),
     "residual block": Residual,
+    "frozen norms": FrozenNorm,
     "transformer encoder layer": encoder,
     "multi-head attention that tells its weights": Telling,
     "embedding": lambda: Seen(codes, nn.Embedding(10, 5), nn.Flatten(), nn.Linear(20, 1)),

@@ -204,7 +204,9 @@ def _seen_within(function: Any) -> dict[Any, Any]:
     if look not in getattr(getattr(function, "__code__", None), "co_names", ()):
         return {}
     plain = {**function.__globals__, look: lambda _: False}
-    return {function: types.FunctionType(function.__code__, plain, function.__name__, function.__defaults__)}
+    copied = types.FunctionType(function.__code__, plain, function.__name__, function.__defaults__)
+    copied.__kwdefaults__ = function.__kwdefaults__
+    return {function: copied}
 
 
 _WITHIN = _seen_within(functional.multi_head_attention_forward)

@@ -95,7 +95,7 @@ def conv2d(
     groups: int = 1,
 ) -> Folded | None:
     """A `Rule` for `torch.conv2d`, also where all members have the same images."""
-    own_bias = bias is None or dims[2] == 0
+    own_bias = bias is None or (len(dims) > 2 and dims[2] == 0)
     logical = x.ndim - (dims[0] is not None)
     if dims[1] != 0 or not own_bias or logical != 4 or x.device.type != "cpu" or isinstance(padding, str):
         return None
@@ -134,8 +134,9 @@ def batch_norm(
     *options: Any,
 ) -> Folded | None:
     """A `Rule` for `functional.batch_norm`, which writes to the members' `mean` and `variance`."""
-    own = _by_channel(dims[1:], mean, variance, weight, bias)
-    if own is None or not _images(count, dims[0], x):
+    statistics = all(dim == 0 for each, dim in zip((mean, variance), dims[1:3], strict=True) if each is not None)
+    own = _by_channel(count, dims[1:], mean, variance, weight, bias)
+    if not statistics or own is None or not _images(count, dims[0], x):
         return None
     return _as_members(functional.batch_norm(_members_as_channels(x, dims[0]), *own, *options), count)
 
@@ -152,7 +153,7 @@ def group_norm(
     """A `Rule` for `functional.group_norm`. Where members do not lie as channels they join the batch."""
     if dims[0] is None:
         return None
-    own = _by_channel(dims[1:], weight, bias)
+    own = _by_channel(count, dims[1:], weight, bias)
     if own is not None and _images(count, dims[0], x) and lies_as_channels(count, x.select(dims[0], 0)):
         source = _members_as_channels(x, dims[0])
         return _as_members(functional.group_norm(source, count * num_groups, own[0], own[1], eps), count)
@@ -166,8 +167,16 @@ def group_norm(
     return scaled.to(out.dtype), 0
 
 
-def _by_channel(dims: Sequence[int | None], *every: Tensor | None) -> Any:
-    """Each (K, C) as (K * C,), in the same memory; None where one is not the members' own."""
-    if any(each is not None and (dim != 0 or not each.is_contiguous()) for each, dim in zip(every, dims, strict=True)):
-        return None
-    return [None if each is None else each.flatten() for each in every]
+def _by_channel(count: int, dims: Sequence[int | None], *every: Tensor | None) -> list[Any] | None:
+    """Each (K, C) as (K * C,), in the same memory, and each (C,) that all share as often; None where one is neither."""
+    flat: list[Tensor | None] = []
+    for each, dim in zip(every, dims, strict=True):
+        if each is None:
+            flat.append(None)
+        elif dim is None and each.ndim == 1:
+            flat.append(each.expand(count, -1).flatten())
+        elif dim == 0 and each.ndim == 2 and each.is_contiguous():
+            flat.append(each.flatten())
+        else:
+            return None
+    return flat
