@@ -29,16 +29,16 @@ class Block(nn.Module):
         return activated
 
 
-def model(channels: int = 16) -> nn.Module:
+def model() -> nn.Module:
     """Pixels (N, 64) -> scores (N, 10), by two blocks."""
     return nn.Sequential(
         nn.Unflatten(1, (1, 8, 8)),
-        nn.Conv2d(1, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(inplace=True),
-        Block(channels, channels, 1), Block(channels, 2 * channels, 2),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * channels, 10),
+        nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True),
+        Block(16, 16, 1), Block(16, 32, 2),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10),
     )  # fmt: skip
 
 
-def task(batch_size: int = 32) -> Task:
+def task() -> Task:
     """The digits task with this model."""
-    return dataclasses.replace(digits.task(batch_size=batch_size), name="digits-resnet", make_model=model)
+    return dataclasses.replace(digits.task(), name="digits-resnet", make_model=model)

@@ -362,22 +362,36 @@ class FrozenNorm(nn.Module):
         return scores
 
 
+class ByKeyword(nn.Module):
+    """Reads tensors that all members share by keyword: a kernel, weights, an attention's value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Conv2d(2, 2, 3), nn.Linear(36, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel, square = torch.ones(2, 1, 2, 2, dtype=x.dtype), torch.eye(3, dtype=x.dtype)
+        blurred = functional.conv2d(self.first(image(x)), weight=kernel, groups=2)
+        turned = functional.linear(blurred, weight=square, bias=torch.ones(3, dtype=x.dtype))
+        value = torch.linspace(0, 1, turned.numel(), dtype=x.dtype).view(turned.shape)
+        mixed = functional.scaled_dot_product_attention(turned, turned, value=value)
+        scores: Tensor = self.head(torch.cat([turned, mixed], 1).flatten(1))
+        return scores
+
+
 class Telling(nn.Module):
     """Attends without what is padded, and reads the weights as well."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.read, self.attend, self.head = (
-            nn.Linear(1, 6),
-            nn.MultiheadAttention(6, 2, batch_first=True),
-            nn.Linear(6, 1),
-        )
+        self.read, self.head = nn.Linear(1, 6), nn.Linear(6, 1)
+        self.attend = nn.MultiheadAttention(6, 2, batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.read(x.unsqueeze(2))
         padded = torch.tensor([False, False, False, True]).expand(len(x), 4)
         mixed, weights = self.attend(tokens, tokens, tokens, key_padding_mask=padded)
-        scores: Tensor = self.head(mixed).sum(1) + weights.square().sum((1, 2), keepdim=False).unsqueeze(1)
+        scores: Tensor = self.head(mixed).sum(1) + weights.square().sum((1, 2)).unsqueeze(1)
         return scores
 
 
@@ -405,6 +419,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "activations in place": lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(inplace=True), nn.Linear(8, 1)),
     "residual block": Residual,
     "frozen norms": FrozenNorm,
+    "shared tensors by keyword": ByKeyword,
     "transformer encoder layer": encoder,
     "multi-head attention that tells its weights": Telling,
     "embedding": lambda: Seen(codes, nn.Embedding(10, 5), nn.Flatten(), nn.Linear(20, 1)),

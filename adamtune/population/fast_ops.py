@@ -83,7 +83,7 @@ class _Linear(torch.autograd.Function):
 
 
 def _linear(count: int, dims: Sequence[int | None], x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
-    own_bias = bias is None or (len(dims) > 2 and dims[2] == 0 and bias.ndim == 2)
+    own_bias = bias is None or (dims[2] == 0 and bias.ndim == 2)
     if dims[1] != 0 or weight.ndim != 3 or not own_bias or torch.is_autocast_enabled(x.device.type):
         return None
     x = x.expand(count, *x.shape) if dims[0] is None else x.movedim(dims[0], 0)
@@ -99,8 +99,6 @@ def _attention(
     mask = args[0] if args else options.get("attn_mask")
     dropout = args[1] if len(args) > 1 else options.get("dropout_p", 0.0)
     if dropout or (mask is not None and (mask.ndim > 2 or any(dim is not None for dim in dims[3:]))):
-        return None
-    if len(dims) < 3:  # a value that all share, by keyword
         return None
     every = [
         tensor.expand(count, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
@@ -268,6 +266,7 @@ class FastOps(TorchFunctionMode):
             return None  # nothing of the members' in it, or the model has transforms of its own
         if any(isinstance(value, Tensor) and is_batchedtensor(value) for value in kwargs.values()):
             return None
+        dims += [None for value in kwargs.values() if isinstance(value, Tensor)]
         with temporarily_pop_interpreter_stack():
             out = rule(self._count, dims, *plain, **kwargs)
         return None if out is None else _add_batch_dim(*out, level)

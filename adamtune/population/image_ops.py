@@ -18,8 +18,8 @@ from torch.nn import functional
 Folded = tuple[Tensor, int]
 """A result for all members, and which of its dimensions counts them."""
 Rule = Callable[..., Folded | None]
-"""Called with the members' count, where each positional tensor has its member dimension (None: shared by all), the
-positional arguments and the keywords; None where it does not apply."""
+"""Called with the members' count, where each tensor has its member dimension (None: shared by all, as those by keyword
+are), the positional arguments and the keywords; None where it does not apply."""
 
 _FILTERS = 12
 """Filters from which a copy of a single channel for each member is quicker than one for all: 0.4 to 0.9 of the time."""
@@ -95,7 +95,7 @@ def conv2d(
     groups: int = 1,
 ) -> Folded | None:
     """A `Rule` for `torch.conv2d`, also where all members have the same images."""
-    own_bias = bias is None or (len(dims) > 2 and dims[2] == 0)
+    own_bias = bias is None or dims[2] == 0
     logical = x.ndim - (dims[0] is not None)
     if dims[1] != 0 or not own_bias or logical != 4 or x.device.type != "cpu" or isinstance(padding, str):
         return None
@@ -134,10 +134,11 @@ def batch_norm(
     *options: Any,
 ) -> Folded | None:
     """A `Rule` for `functional.batch_norm`, which writes to the members' `mean` and `variance`."""
-    statistics = all(dim == 0 for each, dim in zip((mean, variance), dims[1:3], strict=True) if each is not None)
     own = _by_channel(count, dims[1:], mean, variance, weight, bias)
-    if not statistics or own is None or not _images(count, dims[0], x):
+    if own is None or not _images(count, dims[0], x):
         return None
+    if any(each is not None and dim is None for each, dim in zip((mean, variance), dims[1:3], strict=True)):
+        return None  # what is written to a copy for each member would be lost
     return _as_members(functional.batch_norm(_members_as_channels(x, dims[0]), *own, *options), count)
 
 
