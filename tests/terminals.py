@@ -67,7 +67,7 @@ class Terminal:
     def code(self) -> int:
         """The exit code, once it has ended; minus the signal where one has ended it."""
         self.read_until(lambda said: False)
-        return self.process.wait(10)
+        return self.process.wait(60)
 
 
 @contextmanager

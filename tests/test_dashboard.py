@@ -109,7 +109,7 @@ def test_what_is_served_can_only_be_looked_at(method: str, status: int) -> None:
         thread = threading.Thread(target=serving.serve_forever)
         thread.start()
         try:
-            connection = http.client.HTTPConnection("127.0.0.1", serving.server_port, timeout=10)
+            connection = http.client.HTTPConnection("127.0.0.1", serving.server_port, timeout=60)
             connection.request(method, "/api/studies/0")
             answer = connection.getresponse()
             assert (answer.status, answer.read() == b"trials") == (status, status == 200)
@@ -140,7 +140,7 @@ def test_the_address_is_a_line_of_json_that_is_out_before_it_serves(
         said.append(capsys.readouterr().out)
         thread = threading.Thread(target=serve, args=[serving])
         thread.start()
-        with build_opener(ProxyHandler({})).open(json.loads(said[0])["address"], timeout=10) as answer:
+        with build_opener(ProxyHandler({})).open(json.loads(said[0])["address"], timeout=60) as answer:
             said.append(answer.read().decode())
         serving.shutdown()
         thread.join()

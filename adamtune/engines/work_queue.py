@@ -82,12 +82,14 @@ class WorkQueue:
         task: Mapping[str, Any],
         local: LocalWorkers | None = None,
         lease: float = LEASE,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Begin with an empty queue; jobs that an earlier sitting of the run has left are thrown away.
 
         `task`: the `ref` and `args` that workers make it from. `local`: workers of this process.
+        `clock` counts seconds.
         """
-        self._storage, self._local, self._lease = storage, local, lease
+        self._storage, self._local, self._lease, self._clock = storage, local, lease, clock
         self._sitting = uuid.uuid4().hex
         name = work_study(run)
         for study in storage.get_all_studies():
@@ -100,7 +102,7 @@ class WorkQueue:
         """By the job's trial id in the storage."""
         self._holder: dict[int, str] = {}
         """By the trial's number: the worker that has it in memory."""
-        self._beats, self._beaten, self._beat = Beats(), 0.0, 0
+        self._beats, self._beaten, self._beat = Beats(clock), clock() - BEAT, 0
         self._workers: set[str] = set()
         self._left: set[str] = set()
         self._kept: list[int] | None = None
@@ -177,8 +179,8 @@ class WorkQueue:
             return answer
         if trial.state is TrialState.RUNNING:
             if given.taken is None:
-                given.taken = time.monotonic()
-            worker, seconds = trial.user_attrs.get("worker", ""), time.monotonic() - given.taken
+                given.taken = self._clock()
+            worker, seconds = trial.user_attrs.get("worker", ""), self._clock() - given.taken
             if worker and self._local is not None and self._local.starts(worker):
                 self._end_hanging(worker, given.job, seconds)
             if self._gone(worker) if worker else seconds > _CLAIMING:
@@ -219,7 +221,7 @@ class WorkQueue:
         return self._beats.still(worker) > self._lease
 
     def _look_after_workers(self) -> None:
-        now = time.monotonic()
+        now = self._clock()
         if now - self._beaten < BEAT:
             return
         self._beaten, self._beat = now, self._beat + 1
