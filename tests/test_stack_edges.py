@@ -643,3 +643,49 @@ def test_in_float64_a_small_difference_is_found(gap: float) -> None:
 
     with pytest.raises(NotVectorisable, match="in a stack its first loss is"):
         check(task(loss=seen), ASKED, CPU)
+
+
+# --- in 16 bits
+
+
+def in_bf16(*layers: nn.Module, side: float = 0.0) -> Task:
+    """Of 8 x 8 images in float32. A stack gives a weight at the side twice its small gradient."""
+
+    class Sided(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.side = copy.deepcopy(nn.Sequential(*layers)), nn.Parameter(torch.zeros(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.body(x.unflatten(1, (1, 2, 2)).expand(-1, 3, -1, -1).repeat(1, 1, 4, 4)).flatten(1)
+            return out.mean(1, keepdim=True) + side * (1 + (width_of(out) > 1)) * self.side
+
+    data = X.float()
+    draw = lambda generator: (data[torch.randint(64, (16,), generator=generator)] for _ in itertools.count())  # noqa: E731
+    return Task("toy", Sided, draw, loss, lambda: [data])
+
+
+class Attending(nn.Module):
+    """Over the rows of an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.scaled_dot_product_attention(self.query(x), self.key(x), self.value(x))
+
+
+NORMED = nn.Flatten(), nn.Linear(192, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 1)
+
+
+@pytest.mark.parametrize("layers", [NORMED, (Attending(),)])
+def test_a_gradient_that_is_rounding_only_keeps_no_stack_from_16_bits(layers: tuple[nn.Module, ...]) -> None:
+    of, asked = in_bf16(*layers), requests(precision="bf16", lrs=(1e-4, 1e-3))
+    assert_same(stacked(of, asked), alone(of, asked), 0.05)
+
+
+def test_a_gradient_that_16_bits_would_hide_is_seen_to_be_another() -> None:
+    of = in_bf16(nn.Conv2d(3, 8, 3), nn.SiLU(), side=1e-4)
+    with pytest.raises(NotVectorisable, match="the gradient of the parameter 'side' is another"):
+        check(of, requests(precision="bf16"), CPU)

@@ -54,13 +54,28 @@ class _Part:
 
 
 @dataclass(frozen=True)
+class _GroupUpdate:
+    """How the parameters of one param group are updated."""
+
+    places: list[int]
+    """Of its parameters, in the order of the model's."""
+    settings: ParamGroup
+    move: Callable[[int], float]
+    """The multiplier of its lr, by step."""
+    part: _Part
+
+    def lr(self, step: int) -> float:
+        """Its lr at `step`."""
+        return self.settings.lr * self.move(step)
+
+
+@dataclass(frozen=True)
 class _Run:
     """Neighbouring rows that share a recipe, and with it one update."""
 
     rows: range
     recipe: Recipe
-    groups: list[tuple[list[int], ParamGroup, Callable[[int], float], _Part]]
-    """Places of the group's parameters, its settings, its lr's multiplier by step, and what is updated by them."""
+    groups: list[_GroupUpdate]
     until: int | None = None
     """The step from which `then`, of the same rows, is in its place: its recipe has a switch."""
     then: _Run | None = None
@@ -156,8 +171,10 @@ class Stack:
             params.append(own)
         run = next(run for run in self._runs if row in run.rows).at(step)
         groups = [
-            dataclasses.replace(group, params=tuple(params[place] for place in places), lr=group.lr * move(step))
-            for places, group, move, _ in run.groups
+            dataclasses.replace(
+                group.settings, params=tuple(params[place] for place in group.places), lr=group.lr(step)
+            )
+            for group in run.groups
         ]
         optimizer = optimizer_for(run.recipe, groups)
         for place, own in enumerate(params):
@@ -221,7 +238,7 @@ class Stack:
         found = []
         for group, move in zip(groups, curves, strict=True):
             mine = [places[name] for name in group.names]
-            found.append((mine, group, move, self._part(recipe, mine, rows)))
+            found.append(_GroupUpdate(mine, group, move, self._part(recipe, mine, rows)))
         return _Run(rows, recipe, found)
 
     def _part(self, recipe: Recipe, places: Sequence[int], rows: range) -> _Part:
@@ -294,11 +311,11 @@ class Stack:
             if step == run.until:
                 torch._foreach_zero_([row for rows in self._views[1] for row in rows[run.rows.start : run.rows.stop]])
             run = run.at(step)
-            for _, group, move, part in run.groups:
-                part = part.having(gradients)
+            for group in run.groups:
+                part = group.part.having(gradients)
                 if part.own:
                     own = [gradients[place][row] for place, row in part.own]
-                    _update(run.recipe, group, group.lr * move(step), part, own)
+                    _update(run.recipe, group.settings, group.lr(step), part, own)
 
     def _forget_gradients(self) -> None:
         for param in self.model.state.params:
