@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from adamtune.errors import RecipeError
 from adamtune.groups import param_groups
 from adamtune.history import Outcome, Ramp, TrialRequest
-from adamtune.population import products
+from adamtune.population import every_member, fast_ops, products
 from adamtune.recipe import Recipe, Schedule, Switch, WarmupSteps
 from adamtune.task import Task
 from adamtune.tasks import chars, digits
@@ -118,6 +118,17 @@ def test_a_short_run_to_rounding(name: str, precision: str, tolerance: float) ->
     assert_same(stacked(unmeasured, asked, (12,)), expected, tolerance)
     slower, faster = expected[:2]
     assert abs(slower.train_losses[-1] - faster.train_losses[-1]) > 2 * tolerance  # the recipe counts for more
+
+
+@pytest.mark.parametrize("missing", [(every_member,), (fast_ops,), (every_member, fast_ops)])
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_where_torch_has_moved_what_it_keeps_to_itself(
+    name: str, missing: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in missing:
+        monkeypatch.setattr(module, "AVAILABLE", False)
+    double, asked = doubled(BUILT_IN[name]()), requests(horizon=12)
+    assert_same(stacked(double, asked, (4, 12)), alone(double, asked, (4, 12)))
 
 
 CLIPS = st.none() | st.floats(2.0**-20, 1e3, width=32)
