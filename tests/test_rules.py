@@ -19,6 +19,7 @@ from adamtune.diagnosis.rules.oscillation import flips_of_noise
 from adamtune.errors import ProbeError
 from adamtune.probe import AdamProbe
 from adamtune.recipe import GroupRule, Kind, Match, Recipe
+from recipes import recipes
 
 
 def stepped(gradients: list[Tensor], betas: tuple[float, float] = (0.9, 0.999), lr: float = 1e-3) -> AdamProbe:
@@ -53,6 +54,69 @@ def test_no_gradients_give_an_r_above_the_largest(gradients: list[float], beta1:
         return
     r = abs(m) / (1 - beta1**steps) / math.sqrt(v / (1 - beta2**steps))
     assert r <= largest_r(beta1, beta2, steps) * (1 + 1e-6)
+
+
+PERCENTILES = ("r", "m_hat", "sqrt_v_hat", "lr_r", "update_to_weight")
+SHARES = ("below_eps", "never_updated", "nonfinite", "flips")
+
+
+@st.composite
+def trainings(draw: st.DrawFn) -> Observed:
+    """Whatever a probe and a person may tell."""
+    recipe = draw(st.none() | recipes(params=["a.*", "*.weight"]))
+    groups = ["default", *(rule.name for rule in recipe.groups)] if recipe else ["default"]
+    sizes = st.floats(0.0, 2.0**127, width=32) | st.sampled_from([math.nan, math.inf])
+    records, step = [], 0
+    for _ in range(draw(st.integers(0, 9))):
+        step += draw(st.integers(1, 100_000))
+        record = {
+            f"{group}/{name}/p{at}": draw(sizes) for group in groups for name in PERCENTILES for at in (10, 50, 90)
+        }
+        record |= {f"{group}/{name}": draw(st.floats(0.0, 1.0)) for group in groups for name in SHARES}
+        record |= {f"{group}/grad_norm": draw(sizes) for group in groups}
+        kept = draw(st.sets(st.sampled_from(sorted(record)), max_size=4))
+        records.append((step, {key: value for key, value in record.items() if key not in kept}))
+    losses = st.floats(-1e6, 1e6) | st.sampled_from([math.nan, math.inf])
+    validation = draw(st.lists(st.tuples(st.integers(1, 60), losses), max_size=8))
+    horizon = draw(st.none() | st.integers(1, 10**6))
+    kinds: dict[str, tuple[Kind, ...]] = dict.fromkeys(groups, ("rest", "embedding"))
+    return Observed(records, recipe, horizon, draw(st.lists(losses, max_size=60)), sorted(validation), kinds)
+
+
+@given(trainings())
+def test_no_training_is_too_odd_to_be_judged(observed: Observed) -> None:
+    for finding in findings(observed):
+        assert "nan" not in f"{finding.told} {finding.advice}"
+        assert observed.recipe is None or all(observed.recipe.with_knob(*each) for each in finding.remedy.items())
+
+
+def test_betas_that_allow_any_r_end_no_sweep() -> None:
+    """0.9^2 is above 0.63, the lowest beta2 among AlgoPerf's winners, so that the bound grows without an end."""
+    assert largest_r(0.9, 0.63, 100) < largest_r(0.9, 0.63, 1000) < largest_r(0.9, 0.63, 3000) == math.inf
+    record = {"default/r/p90": 1e9, "default/m_hat/p90": 1e-3}
+    recipe = Recipe(betas=(0.9, 0.63))
+    (found,) = findings(Observed([(9, record), (5000, record)], recipe))
+    assert found.rule == "eps-size"
+    assert found.remedy["eps"] > 0
+
+
+NAN = math.nan
+FALLING = [2.0 - 0.1 * step for step in range(20)]
+RISEN = ((5, 2.0), (10, 1.5), (15, 1.0), (20, 1.9))
+
+
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule.name == "generalization-gap"])
+def test_losses_that_are_no_numbers_move_no_window(rule: Rule) -> None:
+    def found(losses: list[float], validation: tuple[tuple[int, float], ...] = RISEN) -> list[str]:
+        return [finding.told for finding in rule.find(Observed((), Recipe(), 20, losses, validation))]
+
+    (told,) = found(FALLING)
+    assert "rose from 1 at step 15 to 1.9 at step 20, while the training loss fell from 0.8 to 0.3" in told
+    assert found([NAN] * 8 + FALLING[8:]) == [told]
+    assert found([*FALLING[:3], NAN, *FALLING[4:]]) == [told]
+    assert found(FALLING[:15] + [NAN] * 5) == []
+    assert found(FALLING, ((5, NAN), (10, 1.5), (14, 1.2), (15, 1.0), (20, 1.9), (21, NAN))) != []
+    assert found(FALLING, ((5, NAN), (10, 1.5), (15, 1.0), (18, 0.9), (20, 0.8))) == []
 
 
 def test_the_largest_r_is_reached() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -75,6 +76,7 @@ class Observed:
         return list({parts(key)[0]: None for _, record in self.records for key in record})
 
     def series(self, group: str, statistic: str, percentile: int | None = None) -> list[tuple[int, float]]:
-        """(step, value) of one statistic of a group, where it was measured."""
+        """(step, value) of one statistic of a group, where it was measured; NaN says that nothing was there."""
         key = f"{group}/{statistic}" + (f"/p{percentile}" if percentile is not None else "")
-        return [(step, record[key]) for step, record in self.records if key in record]
+        values = ((step, record.get(key, math.nan)) for step, record in self.records)
+        return [(step, value) for step, value in values if not math.isnan(value)]

@@ -34,6 +34,10 @@ def observed_live(
         raise ProbeError(f"horizon must be at least 1 step, not {horizon}")
     if not all(isinstance(each, Sequence) and len(each) == 2 for each in validation):
         raise ProbeError("validation must be pairs (step, loss)")
+    beyond = next((step for step, _ in validation if step > len(train_losses) > 0), None)
+    if beyond is not None:
+        what = f"there are {len(train_losses)} train_losses and a validation at step {beyond}"
+        raise ProbeError(f"{what}; train_losses are one an optimizer step")
     if isinstance(target, AdamProbe):
         probe, records = target, target.records
     elif isinstance(target, Optimizer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable
 
@@ -38,7 +39,7 @@ def late_to_middle(records: Iterable[tuple[int, Record]], statistic: str, horizo
         part = step / horizon
         kept = late if part > LATE else middle if _MIDDLE[0] < part < _MIDDLE[1] else None
         for key, value in record.items():
-            if kept is not None and key.endswith(ending) and value > 0:
+            if kept is not None and key.endswith(ending) and 0 < value < math.inf:
                 kept.setdefault(key, []).append(value)
     ratios = [statistics.median(late[key]) / statistics.median(middle[key]) for key in middle if key in late]
     return statistics.geometric_mean(ratios) if ratios else None

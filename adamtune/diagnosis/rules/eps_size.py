@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 
 from adamtune.diagnosis.finding import Finding, Observed, Rule, Severity
@@ -26,7 +27,8 @@ OVER = 2.0
 
 _LONG = 100_000
 """Steps after which bias corrections are over. A remedy's eps holds the 90th percentile of r, where it was first beyond
-what betas allow, to what they allow in the end: of eps 1e-5 to 1e-2 in fp16, the best were within three times of it."""
+what betas allow, to what they allow in the end: of eps 1e-5 to 1e-2 in fp16, the best were within three times of it.
+Where beta1^2 is beta2 or more, they allow ever more; then to what they allow at that step."""
 
 
 def _find(observed: Observed) -> Iterator[Finding]:
@@ -69,17 +71,22 @@ def _too_small(observed: Observed, group: str) -> Iterator[Finding]:
     ]
     if not beyond:
         return
-    betas = betas_of(recipe, group)
-    eps, value = eps_of(recipe, group), rounded(means[beyond[0][0]] / largest_r(*betas, _LONG))
+    betas, eps = betas_of(recipe, group), eps_of(recipe, group)
     step, ratio = max(beyond, key=lambda pair: pair[1])
+    first = next((each for each, _ in beyond if 0 < means.get(each, math.nan) < math.inf), None)
+    advice, remedy = "raise eps", {}
+    if first is not None:
+        bounded = betas[0] ** 2 < betas[1]
+        value = rounded(means[first] / largest_r(*betas, _LONG if bounded else max(1, first)))
+        advice, remedy = f"raise eps from {eps:g} to {value:g}", {eps_knob(recipe, group): value}
     yield Finding(
         NAME,
         Severity.WARNING,
         f"r of {group} is {ratio:.2g} at step {step}, where v without underflow allows "
-        f"{largest_r(*betas, step):.2g}: small gradients squared are zero in this precision",
-        f"raise eps from {eps:g} to {value:g}, or keep Adam's state in fp32",
+        f"{largest_r(*betas, max(1, step)):.2g}: small gradients squared are zero in this precision",
+        f"{advice}, or keep Adam's state in fp32",
         group,
-        {eps_knob(recipe, group): value},
+        remedy,
         {"r_p90": ratio, "step": float(step)},
     )
 
@@ -88,11 +95,14 @@ def largest_r(beta1: float, beta2: float, step: int) -> float:
     """The largest |m_hat| / sqrt(v_hat) that any gradients can give at step `step`, from 1.
 
     By Cauchy and Schwarz on m = (1 - beta1) sum beta1^k g_k and v = (1 - beta2) sum beta2^k g_k^2, with both bias
-    corrections: 1 at step 1, 7.3 in the end for betas 0.9 and 0.999.
+    corrections: 1 at step 1, 7.3 in the end for betas 0.9 and 0.999. Infinite where no float holds it: where beta1^2
+    is above beta2 it grows without an end.
     """
     if not beta2:
         return math.inf if beta1 else 1.0
     ratio = beta1**2 / beta2
+    if ratio > 1 and step * math.log(ratio) > math.log(sys.float_info.max):
+        return math.inf
     total = step if ratio == 1 else (1 - ratio**step) / (1 - ratio)
     return (1 - beta1) / (1 - beta1**step) * math.sqrt(total * (1 - beta2**step) / (1 - beta2))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -29,17 +29,21 @@ LESS = 0.3
 
 
 def _find(observed: Observed) -> Iterator[Finding]:
-    validation = observed.validation
-    losses = [loss for loss in observed.train_losses if math.isfinite(loss)]
-    if len(validation) < FEWEST_RECORDS or len(losses) < 2 * len(validation):
+    validation = [(step, loss) for step, loss in observed.validation if math.isfinite(loss)]
+    losses = observed.train_losses
+    start = next(iter(_finite(losses)), None)
+    if start is None or len(validation) < FEWEST_RECORDS or len(losses) < 2 * len(validation):
         return
     best_step, best = min(validation, key=lambda each: each[1])
     last_step, last = validation[-1]
-    gained = losses[0] - best
-    if gained <= LEARNED * abs(losses[0]) or last - best < RISE * gained:
+    gained = start - best
+    if gained <= LEARNED * abs(start) or last - best < RISE * gained:
         return
     span = max(1, len(losses) // len(validation))
-    then, now = fmean(losses[max(0, best_step - span) : best_step]), fmean(losses[-span:])
+    before, lately = _finite(losses[max(0, best_step - span) : best_step]), _finite(losses[-span:])
+    if not before or not lately:
+        return
+    then, now = fmean(before), fmean(lately)
     if now >= then:
         return  # both rise: not a gap but instability
     remedy, advice = _remedy(observed.recipe, observed.horizon)
@@ -53,6 +57,10 @@ def _find(observed: Observed) -> Iterator[Finding]:
         remedy,
         {"best": best, "best_step": float(best_step), "last": last, "rise": (last - best) / gained},
     )
+
+
+def _finite(losses: Sequence[float]) -> list[float]:
+    return [loss for loss in losses if math.isfinite(loss)]
 
 
 def _remedy(recipe: Recipe | None, horizon: int | None) -> tuple[dict[str, Any], str]:

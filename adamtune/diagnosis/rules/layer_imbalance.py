@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from statistics import geometric_mean
 from typing import Any
@@ -33,7 +34,7 @@ def _find(observed: Observed) -> Iterator[Finding]:
         for group in observed.groups
         if set(observed.kinds.get(group, ())) - {"bias", "norm"}
         and (distance := travelled(observed, group)) is not None
-        and distance > 0
+        and 0 < distance < math.inf
     }
     if len(distances) < 2:
         return

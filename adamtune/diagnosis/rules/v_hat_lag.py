@@ -39,7 +39,7 @@ def _find(observed: Observed) -> Iterator[Finding]:
             continue
         end = max(roots)
         burst = max((step for step in roots if step <= end / 2), key=lambda step: roots[step], default=None)
-        if burst is None or not roots[end] or not means[burst] or means[end] < FRESH * means[burst]:
+        if burst is None or not roots[end] or not means.get(burst) or means.get(end, 0.0) < FRESH * means[burst]:
             continue
         old = _left(beta2, burst, end) * (roots[burst] / roots[end]) ** 2
         if not math.isfinite(old) or old < OLD:
