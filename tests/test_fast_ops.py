@@ -70,3 +70,41 @@ def test_attention_within_torchs_multi_head_attention_is_seen(monkeypatch: pytes
     found = torch.vmap(one)(own)
     assert asked == [COUNT * 5]
     torch.testing.assert_close(found, layer(tokens, tokens, tokens)[0].detach().expand(COUNT, -1, -1, -1))
+
+
+MODULES: dict[str, tuple[nn.Module, Tensor]] = {
+    "linear": (nn.Linear(4, 3), torch.ones(5, 4)),
+    "linear of sequences": (nn.Linear(4, 3), torch.ones(5, 6, 4)),
+    "linear without bias": (nn.Linear(4, 3, bias=False), torch.ones(5, 4)),
+    "convolution of one dimension": (nn.Conv1d(4, 3, 3), torch.ones(5, 4, 8)),
+    "of two": (nn.Conv2d(4, 3, 3), torch.ones(5, 4, 8, 8)),
+    "of the same size": (nn.Conv2d(4, 3, 3, padding="same"), torch.ones(5, 4, 8, 8)),
+    "of three": (nn.Conv3d(4, 3, 3), torch.ones(5, 4, 4, 4, 4)),
+    "transposed": (nn.ConvTranspose2d(4, 3, 3), torch.ones(5, 4, 8, 8)),
+    "layer norm": (nn.LayerNorm(4), torch.ones(5, 4)),
+    "group norm": (nn.GroupNorm(2, 4), torch.ones(5, 4, 8, 8)),
+    "batch norm": (nn.BatchNorm2d(4), torch.ones(5, 4, 8, 8)),
+    "batch norm of vectors": (nn.BatchNorm1d(4), torch.ones(5, 4)),
+    "embedding": (nn.Embedding(4, 3), torch.ones(5, dtype=torch.long)),
+}
+
+
+@pytest.mark.parametrize("of", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", MODULES)
+def test_under_autocast_an_activation_has_the_type_it_has_alone(name: str, of: torch.dtype) -> None:
+    module, x = MODULES[name]
+    x = x.to(of) if x.is_floating_point() else x
+    members = {name: torch.stack([part] * COUNT) for name, part in module.state_dict().items()}
+    found: list[torch.dtype] = []
+
+    def one(own: dict[str, Tensor]) -> Tensor:
+        with FastOps(COUNT, noisy=False):
+            out: Tensor = torch.func.functional_call(module, own, (x,))
+        found.append(out.dtype)
+        return out
+
+    with torch.autocast("cpu", torch.bfloat16):
+        alone = module(x)
+        out = torch.vmap(one)(members)
+    assert found == [alone.dtype]
+    torch.testing.assert_close(out[0], alone, rtol=0.02, atol=0.02)

@@ -689,3 +689,16 @@ def test_a_gradient_that_16_bits_would_hide_is_seen_to_be_another() -> None:
     of = in_bf16(nn.Conv2d(3, 8, 3), nn.SiLU(), side=1e-4)
     with pytest.raises(NotVectorisable, match="the gradient of the parameter 'side' is another"):
         check(of, requests(precision="bf16"), CPU)
+
+
+def test_noise_of_the_type_of_an_activation_is_the_same_noise() -> None:
+    class Dropped(nn.Module):
+        """Rows are dropped as timm's DropPath does."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            kept = (0.9 + torch.rand((len(x), 1), dtype=x.dtype)).floor_()
+            return x.div(0.9) * kept if self.training else x
+
+    layers = nn.Flatten(), nn.Linear(192, 32), nn.BatchNorm1d(32), nn.GELU(), nn.Linear(32, 8), Dropped()
+    of, asked = in_bf16(*layers), requests(precision="bf16", lrs=(1e-4, 1e-3))
+    assert_same(stacked(of, asked), alone(of, asked), 0.004)

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from adamtune.population import image_ops, short_attention
+from adamtune.population import autocast_ops, image_ops, short_attention
 from adamtune.population.image_ops import Folded, Rule, keep_layout, lies_as_channels
 from adamtune.population.products import product, shifted_product
 
@@ -225,9 +225,11 @@ class FastOps(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run `func` by its rule, or as it is."""
-        kwargs = kwargs or {}
         if func == _ASKS_FOR_GRADIENT:
             return _underlying(args[0]).requires_grad
+        return autocast_ops.called(self._call, func, args, kwargs or {})
+
+    def _call(self, func: Any, args: Any, kwargs: Any) -> Any:
         rule = self._rules.get(func)
         if rule is not None:
             out = self._fold(rule, args, kwargs)
