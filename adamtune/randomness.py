@@ -48,6 +48,15 @@ def seed_torch(seed: int, device: torch.device) -> None:
         torch.mps.manual_seed(seed)
 
 
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside, the global streams of torch (the CPU's), NumPy and Python begin at `seed`; then the caller's go on."""
+    cpu = torch.device("cpu")
+    with RandomState(seed).active(cpu):
+        seed_torch(seed, cpu)
+        yield
+
+
 class TorchState:
     """Where torch's global streams stand: the CPU's and, on CUDA, the device's."""
 

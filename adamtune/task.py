@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from adamtune.errors import AdamtuneError, TaskError, TaskReferenceError
+from adamtune.randomness import seeded
 from adamtune.supervised_data import check_rows, endless, one_pass
 from adamtune.yaml_text import nearest
 
@@ -271,8 +272,14 @@ class TaskReference:
         raise TaskReferenceError(f"no file {' or '.join(dict.fromkeys(map(str, tried)))} for the task '{text}'")
 
 
+_LOADING_SEED = 0
+
+
 def load_task(reference: TaskReference | str, args: Mapping[str, Any] | None = None) -> Task:
     """Import the function a reference names, call it with `args`, and return its Task.
+
+    Both are done under one fixed seed of torch, NumPy and Python, and leave the caller's random streams alone: what is
+    made or split without a seed is the same in every process, repeat and resumed sweep.
 
     Raises `TaskReferenceError` when it does not import, has no such function, does not take `args` or returns something
     else, and `TaskError` when the function itself raises.
@@ -280,7 +287,8 @@ def load_task(reference: TaskReference | str, args: Mapping[str, Any] | None = N
     if isinstance(reference, str):
         reference = TaskReference.parse(reference)
     args = dict(args or {})
-    make = _function(reference)
+    with seeded(_LOADING_SEED):
+        make = _function(reference)
     try:
         inspect.signature(make).bind(**args)
     except ValueError:
@@ -290,7 +298,8 @@ def load_task(reference: TaskReference | str, args: Mapping[str, Any] | None = N
         takes = ", ".join(inspect.signature(make).parameters) or "none"
         raise TaskReferenceError(f"{reference} does not take these task args: {problem}; it takes: {takes}") from None
     try:
-        task = make(**args)
+        with seeded(_LOADING_SEED):  # anew: what importing drew depends on what had been imported
+            task = make(**args)
     except AdamtuneError:
         raise
     except (Exception, SystemExit) as problem:

@@ -38,7 +38,7 @@ def doctor(capfd: Capture, task: str, *more: str, file: Path = TASKS) -> tuple[i
     return code, lines
 
 
-ALL = ["task", "model", "groups", "device", "batches", "step", "validation", "seeds", "stacks", "speed"]
+ALL = ["task", "model", "groups", "device", "batches", "step", "validation", "seeds", "stacks", "speed", "data"]
 
 
 @pytest.mark.parametrize("task", ["healthy", "noisy", "frozen_part", "buffer_instead", "moving_sheets", "rollouts"])
@@ -79,6 +79,7 @@ def test_what_is_told_of_a_healthy_task(capfd: Capture) -> None:
         ("ongoing_batches", "seeds", "the first training batch was another", "begin anew at each call"),
         ("own_noise", "seeds", "the loss of step 1 was", "keep nothing from call to call"),
         ("growing_validation", "seeds", "loss on the validation data was", "val_batches give the same"),
+        ("other_split", "data", "its first validation batch was another the second time", "seed what makes or splits"),
         ("no_validation", "validation", "val_batches gave no batch", ""),
         ("failing_validation", "validation", "no such column", "mend the task"),
         ("nan_metric", "validation", "f1 nan", "NaN in the validation data"),

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import itertools
+import random
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -462,6 +464,57 @@ def test_two_task_files_of_one_name_in_different_folders_are_kept_apart(folder: 
         (folder / place).mkdir()
         (folder / place / "same.py").write_text(TASK_FILE.replace('"mine"', f'"{place}"'))
     assert [load_task(f"{place}/same.py:task").name for place in ("a", "b", "a")] == ["a", "b", "a"]
+
+
+CHANCE_FILE = """\
+import random, numpy, torch
+from torch import nn
+from torch.utils.data import TensorDataset, random_split
+from adamtune.task import Task
+
+SHIFT = random.random() + numpy.random.rand() + float(torch.rand(()))
+
+def task():
+    x = torch.rand(40, 1) + random.random() + numpy.random.rand() + SHIFT
+    train, val = random_split(TensorDataset(x, x), [30, 10])
+    return Task.supervised(lambda: nn.Linear(1, 1), train, val, nn.functional.mse_loss)
+"""
+
+
+def seed_all(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+@pytest.mark.parametrize("reference", ["chance.py:task", "chance:task"])
+def test_data_made_and_split_without_a_seed_are_the_same_wherever_the_task_is_loaded(
+    folder: Path, reference: str
+) -> None:
+    (folder / "chance.py").write_text(CHANCE_FILE)
+    loaded = []
+    for seed in (1, 2):
+        seed_all(seed)
+        loaded.append(load_task(reference))
+    assert take(loaded[0], 3) == take(loaded[1], 3)
+    judged = [torch.cat([x for x, _ in task.val_batches()]) for task in loaded]
+    assert torch.equal(*judged)
+
+
+def test_loading_a_task_leaves_the_callers_random_streams_alone(folder: Path) -> None:
+    (folder / "seeding.py").write_text("import random\nrandom.seed(3)\n" + CHANCE_FILE)
+
+    def drawn() -> tuple[float, float, float]:
+        return random.random(), np.random.rand(), float(torch.rand(()))
+
+    seed_all(0)
+    expected = drawn()
+    seed_all(0)
+    load_task("seeding.py:task")
+    (folder / "chance.py").write_text(CHANCE_FILE.replace("    train, val", "    raise OSError\n    train, val"))
+    with pytest.raises(TaskError):
+        load_task("chance.py:task")
+    assert drawn() == expected
 
 
 # --- dicts, models that return their loss, rollouts

@@ -33,8 +33,8 @@ def doctor(
     """Check what is installed here, and a task before it is tuned.
 
     Of a task: it builds and trains, gradients reach its parameters, a seed gives the same numbers twice, batches move
-    to the device, validation runs, how its parameters are grouped, whether trials can train side by side, and how long
-    a step takes. Exit code 1 where there is a problem.
+    to the device, validation runs, how its parameters are grouped, whether trials can train side by side, how long a
+    step takes, and that made a second time it has the same data. Exit code 1 where there is a problem.
 
     Example: adamtune doctor --task my_task.py:task
     """
@@ -47,15 +47,20 @@ def doctor(
         from adamtune.engines import pick_device
         from adamtune.report import terminal
         from adamtune.report.doctor import print_lines
-        from adamtune.task import load_task
+        from adamtune.task import Task, load_task
+
+    def load() -> Task:
+        assert task is not None
+        with result_alone():
+            return load_task(task, arguments)
 
     checks: Iterable[Line] = ()
     if task is not None:
         place = pick_device(device)
         try:
-            with result_alone():
-                loaded = load_task(task, arguments)
-            checks = chain([Line("task", Status.OK, f"{task} builds '{loaded.name}'")], check_task(loaded, place))
+            loaded = load()
+            built = Line("task", Status.OK, f"{task} builds '{loaded.name}'")
+            checks = chain([built], check_task(loaded, place, load))
         except TaskError as problem:
             checks = [problem_line("task", problem)]
     printed = list if json else print_lines

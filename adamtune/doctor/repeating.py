@@ -13,9 +13,12 @@ from adamtune.doctor.lines import Line, Status
 from adamtune.doctor.start import Start
 from adamtune.groups import trainable
 from adamtune.history import TrialRequest, TrialResult
-from adamtune.task import Task
+from adamtune.randomness import seeded
+from adamtune.task import Batch, Task
+from adamtune.task_calls import faults_told, next_batch
 from adamtune.trial import Trial
 
+_SEED = 0
 _STEPS = 3
 """Trained of each trial that is compared."""
 _ROUNDING = 1e-3
@@ -64,6 +67,29 @@ def repeats(task: Task, request: TrialRequest, device: torch.device) -> Line:
         remedy = "right for pretrained weights; else take manual_seed out of make_model, or figures miss chance in them"
         return Line("seeds", Status.NOTE, f"{found}, but all seeds begin with the same weights", remedy)
     return Line("seeds", Status.OK, found)
+
+
+def remade(task: Task, other: Task) -> Line:
+    """Whether the task, made a second time as by each worker and resumed sweep, has the same first batches."""
+    for kind, batch, again in zip(("validation", "training"), _first(task), _first(other), strict=True):
+        if not _same(batch, again):
+            return Line(
+                "data",
+                Status.PROBLEM,
+                f"the task was made twice, and its first {kind} batch was another the second time, so workers and "
+                "resumed sweeps would be judged on different data",
+                "seed what makes or splits the data: a generator of its own, seeded by time or by nothing, is out of "
+                "reach of the seed that all tasks are made by",
+            )
+    return Line("data", Status.OK, "the same batches when the task is made a second time")
+
+
+def _first(task: Task) -> tuple[Batch, Batch]:
+    """The first validation batch and a training batch."""
+    with seeded(_SEED), faults_told(task, "while its batches were compared"):
+        validation = next(iter(task.val_batches()), None)
+    with seeded(_SEED), faults_told(task, "while its batches were compared"):
+        return validation, next_batch(task, iter(task.train_batches(torch.Generator().manual_seed(_SEED))), 0, 1)
 
 
 def _trained(task: Task, request: TrialRequest, device: torch.device) -> TrialResult:

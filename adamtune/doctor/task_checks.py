@@ -13,7 +13,7 @@ import torch
 
 from adamtune.doctor.lines import Line, Status
 from adamtune.doctor.moving import left_behind, plain_tensors
-from adamtune.doctor.repeating import repeats
+from adamtune.doctor.repeating import remade, repeats
 from adamtune.doctor.start import Start
 from adamtune.engines.width import time_alone
 from adamtune.errors import AdamtuneError
@@ -41,15 +41,19 @@ class _Subject:
     task: Task
     device: torch.device
     start: Start
+    load: Callable[[], Task]
 
 
-def check_task(task: Task, device: torch.device) -> Iterator[Line]:
-    """Look at a task that has been made, line by line; what needs a step ends where there is none."""
+def check_task(task: Task, device: torch.device, load: Callable[[], Task] | None = None) -> Iterator[Line]:
+    """Look at a task that has been made, line by line; what needs a step ends where there is none.
+
+    `load` makes the task a second time, to see whether it is the same.
+    """
     start = _tried(lambda: Start(task, _REQUEST.seed))
     if isinstance(start, AdamtuneError):
         yield problem_line("model", start)
         return
-    subject = _Subject(task, device, start)
+    subject = _Subject(task, device, start, load or (lambda: task))
     looks: tuple[tuple[str, Callable[[_Subject], Line]], ...] = (
         ("model", _model),
         ("groups", _groups),
@@ -60,11 +64,12 @@ def check_task(task: Task, device: torch.device) -> Iterator[Line]:
         ("seeds", _seeds),
         ("stacks", _stacks),
         ("speed", _speed),
+        *([("data", _data)] if load else []),  # last: a file that is imported again replaces its module
     )
     told: set[str] = set()
     unjudged = False
     for name, look in looks:
-        if told and name in ("stacks", "speed"):  # of sound trials only
+        if told and name in ("stacks", "speed", "data"):  # of sound trials only
             return
         line = _tried(lambda look=look: look(subject))  # type: ignore[misc]
         if isinstance(line, AdamtuneError):
@@ -175,6 +180,10 @@ def _dense(gradient: torch.Tensor | None) -> torch.Tensor | None:
 
 def _seeds(subject: _Subject) -> Line:
     return repeats(subject.task, _REQUEST, subject.device)
+
+
+def _data(subject: _Subject) -> Line:
+    return remade(subject.task, subject.load())
 
 
 def _validation(subject: _Subject) -> Line:
