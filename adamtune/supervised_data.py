@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
@@ -37,7 +38,14 @@ def _is_tensors(data: Any) -> bool:
 
 
 def check_rows(name: str, data: Any) -> None:
-    """Raise `TaskError` where `data`, called `name`, are tensors without rows, or with unequal numbers of them."""
+    """Raise `TaskError` where `data`, called `name`, are columns that would be taken for the rows of a dataset (NumPy
+    arrays, a dict), or tensors without rows, or with unequal numbers of them.
+    """
+    if isinstance(data, tuple | list) and any(isinstance(item, np.ndarray) for item in data):
+        raise TaskError(f"{name} holds NumPy arrays; give tensors, each made by torch.from_numpy(array)")
+    if isinstance(data, Mapping):
+        what = f"{name} is a {type(data).__name__}, which has no rows to draw"
+        raise TaskError(f"{what}; give tensors as a tuple, or a Dataset whose items are dicts")
     lengths = [len(tensor) for tensor in data] if _is_tensors(data) else [1]
     if not lengths or not lengths[0] or len(set(lengths)) > 1:
         what = f"the tensors of {name} are empty or of unequal length: {lengths} rows"

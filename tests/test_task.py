@@ -620,6 +620,21 @@ def test_tensors_without_rows_or_of_unequal_length_are_named(train: Any, val: An
         Task.supervised(Keyed, train, val)
 
 
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        ((X.numpy(), Y.numpy()), r"holds NumPy arrays; .*torch\.from_numpy"),
+        ([X, Y.numpy()], r"holds NumPy arrays; .*torch\.from_numpy"),
+        ({"x": X, "labels": Y}, "is a dict, which has no rows to draw; .*a Dataset whose items are dicts"),
+    ],
+)
+def test_columns_that_would_pass_for_rows_are_refused(data: Any, told: str) -> None:
+    with pytest.raises(TaskError, match=f"train_data {told}"):
+        supervised(data)
+    with pytest.raises(TaskError, match=f"val_data {told}"):
+        supervised((X, Y), data)
+
+
 class Walk:
     """An environment whose place is a walk of chance, pushed."""
 
