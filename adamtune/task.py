@@ -9,7 +9,7 @@ import inspect
 import os
 import sys
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -213,6 +213,21 @@ def batch_to(batch: Batch, device: torch.device) -> Batch:
         moved.update({key: batch_to(item, device) for key, item in batch.items()})
         return moved
     return batch
+
+
+def own_batch(batch: Batch, own_object: Callable[[Any], Any] = lambda item: item) -> Batch:
+    """The same batch with tensors and containers of its own, for who reads it to change; and `own_object` of the rest."""
+    if isinstance(batch, Tensor):
+        return batch.clone()
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(own_batch(item, own_object) for item in batch))
+    if isinstance(batch, tuple | list):
+        return type(batch)(own_batch(item, own_object) for item in batch)
+    if isinstance(batch, MutableMapping):
+        own = copy.copy(batch)  # keeps the type, that of a BatchEncoding too
+        own.update({key: own_batch(item, own_object) for key, item in batch.items()})
+        return own
+    return own_object(batch)
 
 
 def batch_rows(batch: Batch) -> int:

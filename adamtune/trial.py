@@ -18,7 +18,7 @@ from adamtune.optim import build_with
 from adamtune.probe import AdamProbe
 from adamtune.randomness import RandomState, Stream, derive_seed, seed_torch
 from adamtune.recipe import Precision
-from adamtune.task import Batch, Task, batch_rows, batch_to
+from adamtune.task import Batch, Task, batch_rows, batch_to, own_batch
 from adamtune.task_calls import check_loss, measured, new_model, next_batch, no_validation, raised
 from adamtune.trial_state import (
     SYNC,
@@ -285,7 +285,7 @@ class Trial:
                 size = batch_rows(batch)
                 rows += size
                 for name, measure in measures.items():
-                    sums[name] += size * measured(self._task, name, measure(self._model, batch))
+                    sums[name] += size * measured(self._task, name, measure(self._model, own_batch(batch)))
         self._model.train()
         if not rows:
             raise no_validation(self._task)

@@ -6,7 +6,9 @@ import itertools
 import math
 import random
 import weakref
+from collections import UserDict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import Twin, schedule_multiplier
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from adamtune.engines import Engine, make_engine
 from adamtune.engines.sequential import SequentialEngine
@@ -566,6 +569,53 @@ def test_every_row_of_the_validation_data_weighs_the_same_however_unequal_its_ba
     assert result.final("mean") == pytest.approx(float(X.mean()), rel=1e-5)
     assert result.final("rows") == pytest.approx((1 * 1 + 3 * 3 + 60 * 60) / 64)
     assert list(result.rungs[-1].values) == ["loss", "mean", "rows"]
+
+
+class Shifted(nn.Module):
+    """Normalises its input, in place or not."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.body, self.in_place = nn.Linear(4, 1), in_place
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.sub_(5.0).div_(3.0) if self.in_place else (x - 5.0) / 3.0
+        out: Tensor = self.body(x)
+        return out
+
+
+@pytest.mark.parametrize("engine", ["sequential", "population"])
+@pytest.mark.parametrize("given", ["tensors", "a loader", "batches"])
+def test_what_a_measure_does_to_its_batch_reaches_no_other_and_not_the_tasks_own_data(given: str, engine: str) -> None:
+    def values(in_place: bool) -> list[dict[str, float]]:
+        x = 3 * X + 5
+        data = x.clone(), x.sum(1, keepdim=True)
+        val = DataLoader(TensorDataset(*data), batch_size=64) if given == "a loader" else data
+        metrics = {"off": nn.functional.l1_loss, "off again": nn.functional.l1_loss}
+        task = Task.supervised(lambda: Shifted(in_place), data, val, nn.functional.mse_loss, 16, metrics=metrics)
+        if given == "batches":
+            task = replace(task, val_batches=lambda: [data])
+        with closing(make_engine(engine, task, CPU, processes=1)) as made:
+            batch = made.open([TrialRequest(Recipe(lr=1e-2), seed, 4) for seed in (0, 1)])
+            told = [report.values for rung in (2, 4) for report in batch.advance(rung) if report]
+        assert torch.equal(data[0], x)
+        return told
+
+    assert values(in_place=True) == [pytest.approx(told) for told in values(in_place=False)]
+
+
+@pytest.mark.parametrize("kind", [dict, UserDict])  # a BatchEncoding is one
+def test_a_loss_may_take_entries_out_of_its_batch(kind: type) -> None:
+    def popping(model: nn.Module, batch: Any) -> Tensor:
+        labels = batch.pop("labels")
+        return (model(batch["x"]) - labels).pow(2).mean()
+
+    def whole() -> Any:
+        return kind(x=X, labels=X.sum(1, keepdim=True))
+
+    task = Task("popping", small, lambda generator: (whole() for _ in itertools.count()), popping, lambda: [whole()])
+    told = train(replace(task, metrics={"again": popping}))
+    assert told.final() == told.final("again")
 
 
 def test_evaluation_runs_without_dropout_and_gradients_and_training_goes_on_in_train_mode() -> None:

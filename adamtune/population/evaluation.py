@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from adamtune.population.stacked_model import Measure, StackedModel
 from adamtune.population.state import Member, NotVectorisable
 from adamtune.randomness import RandomState, Stream, TorchState, derive_seed, seed_torch
-from adamtune.task import Batch, Task, batch_rows, batch_to
+from adamtune.task import Batch, Task, batch_rows, batch_to, own_batch
 from adamtune.task_calls import no_validation
 from adamtune.trial import autocast
 
@@ -131,7 +131,7 @@ class _Evaluation:
                 size = batch_rows(batch)
                 total += size
                 for name, function in measures.items():
-                    for place, value in enumerate(measure(function, batch)):
+                    for place, value in enumerate(measure(function, own_batch(batch))):
                         sums[name][place] += size * value
         if not total:
             raise no_validation(self._task)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from adamtune.errors import AdamtuneError
 from adamtune.randomness import RandomState, Stream, TorchState, derive_seed, seed_torch
-from adamtune.task import Batch, Task, batch_to
+from adamtune.task import Batch, Task, batch_to, own_batch
 from adamtune.task_calls import faults_told, new_model, next_batch, raised
 
 
@@ -69,7 +69,7 @@ class Feed:
                 before = TorchState.now(self._device) if noisy else None
                 try:
                     batches = tuple(
-                        _kept(batch_to(next_batch(self._task, self._batches, step, horizon), self._device))
+                        own_batch(self._next(step, horizon), copy.deepcopy)  # some generators yield the same ones again
                         for _ in range(accumulate)
                     )
                 except AdamtuneError as problem:
@@ -86,6 +86,9 @@ class Feed:
                     drawn.append(Drawn(batches, after, consumed=after != before))
         return drawn
 
+    def _next(self, step: int, horizon: int) -> Batch:
+        return batch_to(next_batch(self._task, self._batches, step, horizon), self._device)
+
 
 def _versions(batch: Batch) -> Iterator[int]:
     if isinstance(batch, Tensor):
@@ -95,19 +98,6 @@ def _versions(batch: Batch) -> Iterator[int]:
             yield from _versions(item)
     elif isinstance(batch, dict):
         yield from _versions(list(batch.values()))
-
-
-def _kept(batch: Batch) -> Batch:
-    """The batch with tensors of its own: some generators fill and yield the same ones again."""
-    if isinstance(batch, Tensor):
-        return batch.clone()
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*map(_kept, batch))
-    if type(batch) in (tuple, list):
-        return type(batch)(map(_kept, batch))
-    if type(batch) is dict:
-        return {key: _kept(item) for key, item in batch.items()}
-    return copy.deepcopy(batch)
 
 
 def same_numpy(one: Any, other: Any) -> bool:
