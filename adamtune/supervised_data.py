@@ -59,23 +59,30 @@ def _reseeded(data: Any, batch_size: int, generator: torch.Generator) -> DataLoa
             return DataLoader(data, batch_size=batch_size, generator=generator)
         size = min(batch_size, len(data))
         return DataLoader(data, batch_size=size, shuffle=True, drop_last=True, generator=generator)
-    if data.batch_size is None or isinstance(data.dataset, IterableDataset):  # a batch sampler, or no sampler at all
-        kept = copy.copy(data)
-        kept._iterator = None  # with persistent workers, trials would take each other's batches
-        return kept
-    sampler = copy.copy(data.sampler)
-    if hasattr(sampler, "generator"):
-        sampler.generator = generator
-    return DataLoader(
-        data.dataset,
-        batch_size=data.batch_size,
-        sampler=sampler,
-        drop_last=data.drop_last,
-        collate_fn=data.collate_fn,
-        num_workers=data.num_workers,
-        worker_init_fn=data.worker_init_fn,
-        generator=generator,
-    )
+    return _own_loader(data, generator)
+
+
+def _own_loader(data: DataLoader[Any], generator: torch.Generator) -> DataLoader[Any]:
+    """A copy, so that a subclass and all settings stay, with samplers of its own that follow `generator`."""
+    own = copy.copy(data)
+    own._iterator = None  # with persistent workers, trials would take each other's batches
+    own.generator = generator
+    sampler, batch_sampler = (_own_sampler(given, generator) for given in (data.sampler, data.batch_sampler))
+    if getattr(data.batch_sampler, "sampler", None) is data.sampler:
+        batch_sampler.sampler = sampler
+    object.__setattr__(own, "sampler", sampler)  # a DataLoader refuses to have them set
+    object.__setattr__(own, "batch_sampler", batch_sampler)
+    return own
+
+
+def _own_sampler(sampler: Any, generator: torch.Generator) -> Any:
+    """A copy that follows `generator`, as do the samplers within it."""
+    own = copy.copy(sampler)
+    if hasattr(own, "generator"):
+        own.generator = generator
+    if hasattr(own, "sampler"):
+        own.sampler = _own_sampler(own.sampler, generator)
+    return own
 
 
 def one_pass(data: Any, batch_size: int) -> Iterable[Any]:

@@ -216,7 +216,7 @@ def batch_to(batch: Batch, device: torch.device) -> Batch:
 
 
 def own_batch(batch: Batch, own_object: Callable[[Any], Any] = lambda item: item) -> Batch:
-    """The same batch with tensors and containers of its own, for who reads it to change; and `own_object` of the rest."""
+    """The same batch with tensors and containers of its own, to be changed at will; and `own_object` of the rest."""
     if isinstance(batch, Tensor):
         return batch.clone()
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):

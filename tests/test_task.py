@@ -12,7 +12,16 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset, WeightedRandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from adamtune.errors import ExitCode, InputError, TaskError, TaskReferenceError
 from adamtune.task import Task, TaskReference, batch_rows, batch_to, load_task
@@ -127,6 +136,45 @@ def test_a_loader_keeps_a_sampler_of_its_own() -> None:
     assert take(supervised(pairs), 3) == [[1, 2], [5, 7], [1, 2]]
     weighted = DataLoader(data, batch_size=8, sampler=WeightedRandomSampler([1.0] * 3 + [0.0] * 9, num_samples=40))
     assert set(flat(take(supervised(weighted), 5))) == {0, 1, 2}
+
+
+class Tenfold(DataLoader[Any]):
+    """Turns batches into what its model takes."""
+
+    def __iter__(self) -> Any:
+        return ({"x": 10 * x, "labels": y} for x, y in super().__iter__())
+
+
+@pytest.mark.parametrize("settings", [{"batch_size": 4, "shuffle": True}, {"batch_sampler": [[0, 1], [2, 3]]}])
+def test_a_subclass_of_a_loader_keeps_its_own_iteration(settings: dict[str, Any]) -> None:
+    loader = Tenfold(TensorDataset(X, Y), **settings)
+    task = supervised(loader, loader)
+    first, again, other = (
+        [batch["x"].tolist() for batch in itertools.islice(batches(task, seed), 6)] for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert (first != other) == ("shuffle" in settings)
+    assert all(torch.equal(batch["x"], -10 * batch["labels"]) for batch in itertools.islice(batches(task), 4))
+
+
+def test_a_loader_keeps_how_its_workers_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    how = {"num_workers": 1, "timeout": 7.0, "prefetch_factor": 3, "persistent_workers": True, "pin_memory": True}
+    loader = DataLoader(TensorDataset(X, Y), shuffle=True, multiprocessing_context="spawn", **how)  # type: ignore[arg-type]
+    seen: list[DataLoader[Any]] = []
+    monkeypatch.setattr(DataLoader, "__iter__", lambda self: iter([seen.append(self)]))
+    next(batches(supervised(loader)))
+    assert {name: getattr(seen[0], name) for name in how} == how
+    assert seen[0].multiprocessing_context is loader.multiprocessing_context
+    assert seen[0] is not loader
+
+
+def test_a_sampler_within_a_batch_sampler_follows_the_trials_generator() -> None:
+    data = TensorDataset(X, Y)
+    for generator in (None, torch.Generator().manual_seed(3)):
+        task = supervised(
+            DataLoader(data, batch_sampler=BatchSampler(RandomSampler(data, generator=generator), 4, True))
+        )
+        assert take(task, 9, seed=1) == take(task, 9, seed=1) != take(task, 9, seed=2)
 
 
 def test_an_iterable_dataset_is_begun_again_when_it_ends() -> None:
