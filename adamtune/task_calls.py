@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from adamtune import yaml_text
 from adamtune.errors import AdamtuneError, Problem, RecipeError, TaskError
@@ -19,8 +21,13 @@ _USED = "_adamtune_used"
 """Set on parameters that a trial trains. Copies of a parameter do not inherit it."""
 
 
+_VERSIONS: WeakKeyDictionary[nn.Module, dict[str, int]] = WeakKeyDictionary()
+"""How often the buffers of a module had been written to when a model was first made of it. Copies are other modules."""
+
+
 def new_model(task: Task) -> nn.Module:
-    """A model of the task, on the CPU, checked: it has something to train, and nothing another trial has trained.
+    """A model of the task, on the CPU, checked: it has something to train, and nothing that another trial
+    trains or changes.
 
     Raises `TaskError`.
     """
@@ -46,7 +53,32 @@ def new_model(task: Task) -> nn.Module:
                 "each other's weights; build a new model, or copy.deepcopy the pretrained one, at each call"
             )
         setattr(param, _USED, True)
+    _check_buffers(task, model)
     return model
+
+
+def _check_buffers(task: Task, model: nn.Module) -> None:
+    """Raise `TaskError` where a module that an earlier model had too keeps something in a buffer as trials train."""
+    for path, module in model.named_modules():
+        versions = {name: tensor._version for name, tensor in module.named_buffers(recurse=False)}
+        if not versions:
+            continue
+        before = _VERSIONS.setdefault(module, versions)
+        if before is versions:
+            continue
+        changed = [name for name, version in versions.items() if version > before.get(name, version)]
+        if changed or _keeps_statistics(model, module):
+            name = ".".join(filter(None, (path, changed[0] if changed else "running_mean")))
+            raise TaskError(
+                f"task '{task.name}': make_model returned the buffer '{name}' a second time, which training changes, "
+                f"so trials would change each other's; copy its {type(module).__name__} within make_model (copy.deepcopy)"
+            )
+
+
+def _keeps_statistics(model: nn.Module, module: nn.Module) -> bool:
+    """Whether it is a norm that writes down running statistics as the model trains."""
+    model.train()
+    return isinstance(module, _NormBase) and module.training and module.running_mean is not None
 
 
 def with_named_groups(recipe: Recipe, task: Task, model: nn.Module) -> Recipe:

@@ -756,6 +756,59 @@ def test_make_model_must_return_a_new_model_each_time() -> None:
         start(task)
 
 
+class Counted(nn.Module):
+    """Writes down how often it was called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(4, 4)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        out: Tensor = self.body(x)
+        return out
+
+
+class Evaluating(nn.BatchNorm1d):
+    """Stays as it is in training, too."""
+
+    def train(self, mode: bool = True) -> Evaluating:
+        return super().train(False)
+
+
+def on_frozen(backbone: nn.Module, copied: bool = False) -> Task:
+    """All its models begin with the same backbone, made once, or with copies of it."""
+    backbone.requires_grad_(False)
+    own = copy.deepcopy if copied else (lambda module: module)
+    return replace(TASK, name="shared", make_model=lambda: nn.Sequential(own(backbone), nn.Linear(4, 1)))
+
+
+def test_a_shared_norm_that_keeps_statistics_is_refused_before_a_second_trial_adds_to_them() -> None:
+    for norm in (nn.BatchNorm1d(4), nn.BatchNorm1d(4).eval()):  # training puts it into train mode
+        task = on_frozen(nn.Sequential(nn.Linear(4, 4), norm))
+        start(task)
+        with pytest.raises(TaskError, match=r"the buffer '0\.1\.running_mean' a second time.*; copy its BatchNorm1d"):
+            start(task)
+        train(on_frozen(norm, copied=True), seed=1)
+
+
+def test_any_shared_buffer_that_a_trial_has_changed_is_refused() -> None:
+    task = on_frozen(Counted())
+    train(task)
+    with pytest.raises(TaskError, match=r"'shared': make_model returned the buffer '0\.calls' a second time"):
+        start(task)
+    with pytest.raises(TaskError):
+        start(task)
+
+
+@pytest.mark.parametrize("norm", [Evaluating(4), nn.BatchNorm1d(4, track_running_stats=False), nn.LayerNorm(4)])
+def test_a_shared_frozen_module_that_stays_as_it_is_may_be_shared(norm: nn.Module) -> None:
+    norm.register_buffer("positions", torch.arange(4))
+    task = on_frozen(nn.Sequential(nn.Linear(4, 4), norm))
+    assert train(task).train_losses == train(task).train_losses
+
+
 def test_copies_of_a_pretrained_model_are_new_models_also_when_it_was_trained() -> None:
     pretrained = small()
     start(replace(TASK, make_model=lambda: pretrained)).advance(5)
