@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from adamtune.errors import AdamtuneError, TaskError, TaskReferenceError
 from adamtune.randomness import seeded
+from adamtune.supervised_calls import called, own_loss, split_batch
 from adamtune.supervised_data import check_rows, endless, one_pass
 from adamtune.yaml_text import nearest
 
@@ -81,6 +82,7 @@ class Task:
 
         - a sequence whose last entry is the target: the loss is `loss_fn(model(*inputs), target)`
         - a dict, whose entry of the name `target` is the target: the loss is `loss_fn(model(**others), target)`
+        - a single tensor, without a target: it is for a model that returns its own loss
 
         Without a `loss_fn` the model is given all of the batch and returns its own loss, as those of transformers do:
         as a scalar, as `.loss` or `["loss"]` of its output, or as the first entry of a tuple. Metrics are called as
@@ -96,7 +98,7 @@ class Task:
         def of_output(function: Callable[..., Tensor]) -> Callable[[nn.Module, Batch], Tensor]:
             def measure(model: nn.Module, batch: Batch) -> Tensor:
                 inputs, goal = split_batch(batch, target)
-                return function(_called(model, batch if loss_fn is None else inputs), goal)
+                return function(called(model, batch if loss_fn is None else inputs), goal)
 
             return measure
 
@@ -149,53 +151,6 @@ class Task:
 
 _EVALUATION_SEED = 2**31
 """Of the environments that judge; no trial draws it for its own."""
-
-
-def split_batch(batch: Batch, target: str) -> tuple[Any, Any]:
-    """What a model is called with, and the target: of a dict its entry `target`, of a sequence its last."""
-    if not isinstance(batch, Mapping):
-        *inputs, goal = batch
-        return inputs, goal
-    if target not in batch:
-        there = nearest(target, list(map(str, batch)))
-        raise TaskError(f"the batches have no '{target}' ({there}); name the entry that is the target by target='...'")
-    return {key: item for key, item in batch.items() if key != target}, batch[target]
-
-
-def own_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """The loss that a model returns by itself, called with all of the batch; see `Task.supervised`."""
-    try:
-        output = _called(model, batch)
-    except TypeError as problem:
-        if _takes(model, batch):
-            raise
-        raise TaskError(
-            f"the model cannot be called with all of a batch ({problem}), as it is without a loss_fn; give a loss_fn, "
-            "or let the model take the target and return its loss"
-        ) from problem
-    loss = getattr(output, "loss", None)
-    if loss is None and isinstance(output, Mapping):
-        loss = output.get("loss")
-    elif loss is None:
-        loss = output[0] if isinstance(output, tuple) else output
-    if not isinstance(loss, Tensor):
-        got = type(output).__name__
-        raise TypeError(f"the model returned a {got} without a loss; give a loss_fn, or the model its labels")
-    return loss
-
-
-def _called(model: nn.Module, inputs: Any) -> Any:
-    return model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
-
-
-def _takes(model: nn.Module, batch: Batch) -> bool:
-    """Whether the signature of the model's `forward` has room for all of a batch."""
-    try:
-        signature = inspect.signature(model.forward)
-        _ = signature.bind(**batch) if isinstance(batch, Mapping) else signature.bind(*batch)
-    except TypeError:
-        return False
-    return True
 
 
 def batch_to(batch: Batch, device: torch.device) -> Batch:

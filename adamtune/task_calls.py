@@ -70,8 +70,8 @@ def _check_buffers(task: Task, model: nn.Module) -> None:
         if changed or _keeps_statistics(model, module):
             name = ".".join(filter(None, (path, changed[0] if changed else "running_mean")))
             raise TaskError(
-                f"task '{task.name}': make_model returned the buffer '{name}' a second time, which training changes, "
-                f"so trials would change each other's; copy its {type(module).__name__} within make_model (copy.deepcopy)"
+                f"task '{task.name}': make_model returned the buffer '{name}' a second time, which training changes; "
+                f"copy its {type(module).__name__} within make_model, by copy.deepcopy"
             )
 
 

@@ -638,6 +638,31 @@ def test_a_model_that_has_no_room_for_the_target_is_told_to_need_a_loss_function
         task.loss(task.make_model(), next(batches(task)))
 
 
+class Rebuilding(nn.Module):
+    """Its loss is how far its output is from its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.mse_loss(self.body(x), x)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("data", [X, list(X)], ids=["tensor", "rows"])
+def test_a_batch_of_a_single_tensor_goes_whole_to_a_model_that_returns_its_loss(data: Any, batch_size: int) -> None:
+    model, loader = Rebuilding(), DataLoader(data, batch_size=batch_size)
+    task = Task.supervised(Rebuilding, loader, loader)
+    batch = next(batches(task))
+    assert batch.shape == (batch_size, 1)
+    assert task.loss(model, batch) == model(batch)
+    told = Task.supervised(Rebuilding, loader, loader, nn.functional.mse_loss, metrics={"off": nn.functional.l1_loss})
+    for measure in (told.loss, told.metrics["off"]):
+        with pytest.raises(TaskError, match=r"single tensors, without the target .*; let the data have"):
+            measure(model, batch)
+
+
 def test_a_type_error_within_the_model_is_left_as_it_is() -> None:
     class Broken(nn.Module):
         def forward(self, x: Tensor, y: Tensor) -> Tensor:
