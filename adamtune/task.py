@@ -288,8 +288,17 @@ def _function(reference: TaskReference) -> Callable[..., Any]:
         what = f"there is no module '{problem.name}'" if missing else describe_exception(problem)  # type: ignore[union-attr]
         raise TaskReferenceError(f"the task {reference} does not import: {what}{_here(problem)}") from problem
     function = getattr(module, reference.function, None)
+    if isinstance(function, Task):
+        name = reference.function
+        raise TaskReferenceError(
+            f"{reference} is a Task; it must be a function that returns one, such as def make_{name}(): return {name}"
+        )
     if not callable(function):
-        own = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        own = [
+            name
+            for name, value in vars(module).items()
+            if callable(value) and getattr(value, "__module__", "") == module.__name__ and not name.startswith("_")
+        ]
         hint = nearest(reference.function, own) if own else "it has no functions at all"
         raise TaskReferenceError(f"{reference.place} has no function '{reference.function}'; {hint}")
     return function  # type: ignore[no-any-return]

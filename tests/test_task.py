@@ -432,6 +432,18 @@ def test_a_missing_function_is_told_with_the_nearest_name(folder: Path) -> None:
         load_task("bare.py:task")
 
 
+def test_a_task_in_place_of_the_function_that_returns_it_is_told(folder: Path) -> None:
+    (folder / "mine.py").write_text(TASK_FILE + "\ntask = task()\n")
+    with pytest.raises(TaskReferenceError, match=r"mine\.py:task is a Task; it must be a function that returns one"):
+        load_task("mine.py:task")
+
+
+def test_what_a_file_has_imported_is_not_suggested(folder: Path) -> None:
+    (folder / "mine.py").write_text("from adamtune import Task\ndef make_it(): ...\n")
+    with pytest.raises(TaskReferenceError, match=r"has no function 'Tasks'; known are: make_it$"):
+        load_task("mine.py:Tasks")
+
+
 @pytest.mark.parametrize("args", [{"wdith": 3}, {"width": 3, "depth": 1}])
 def test_arguments_the_function_does_not_take_are_told_with_those_it_takes(folder: Path, args: dict[str, Any]) -> None:
     (folder / "mine.py").write_text(TASK_FILE)
