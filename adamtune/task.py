@@ -94,6 +94,8 @@ class Task:
 
         for place, data in (("train_data", train_data), ("val_data", val_data)):
             check_rows(place, data)
+        if batch_size < 1:
+            raise TaskError(f"batch_size is {batch_size}; it must be at least 1")
 
         def of_output(function: Callable[..., Tensor]) -> Callable[[nn.Module, Batch], Tensor]:
             def measure(model: nn.Module, batch: Batch) -> Tensor:

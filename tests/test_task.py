@@ -720,6 +720,12 @@ def test_columns_that_would_pass_for_rows_are_refused(data: Any, told: str) -> N
         supervised((X, Y), data)
 
 
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_without_rows_is_refused(batch_size: int) -> None:
+    with pytest.raises(TaskError, match=f"batch_size is {batch_size}; it must be at least 1"):
+        supervised((X, Y), batch_size=batch_size)
+
+
 class Walk:
     """An environment whose place is a walk of chance, pushed."""
 
