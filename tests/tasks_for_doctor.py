@@ -84,6 +84,27 @@ def own_model() -> Task:
     return replace(healthy(), loss=lambda model, batch: nn.functional.cross_entropy(own(batch[0]), batch[1]))
 
 
+class Scaled(nn.Module):
+    """A loss with a weight of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(2))
+
+    def forward(self, scores: Tensor, y: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(scores * self.scale, y)
+
+
+def trainable_loss() -> Task:
+    return Task.supervised(Net, (X, Y), (X, Y), Scaled(), 16)
+
+
+def frozen_loss() -> Task:
+    """And its input's gradient is asked for, as a penalty does."""
+    task = Task.supervised(Net, (X, Y), (X, Y), Scaled().requires_grad_(False), 16)
+    return replace(task, loss=lambda model, batch: task.loss(model, (batch[0].requires_grad_(), batch[1])))
+
+
 def nan_loss() -> Task:
     return replace(healthy(), loss=lambda model, batch: model(batch[0]).mean() * float("nan"))
 

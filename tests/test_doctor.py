@@ -41,12 +41,14 @@ def doctor(capfd: Capture, task: str, *more: str, file: Path = TASKS) -> tuple[i
 ALL = ["task", "model", "groups", "device", "batches", "step", "validation", "seeds", "stacks", "speed", "data"]
 
 
-@pytest.mark.parametrize("task", ["healthy", "noisy", "frozen_part", "buffer_instead", "moving_sheets", "rollouts"])
+@pytest.mark.parametrize(
+    "task", ["healthy", "noisy", "frozen_part", "frozen_loss", "buffer_instead", "moving_sheets", "rollouts"]
+)
 def test_a_healthy_task_has_no_fault(task: str, capfd: Capture) -> None:
     code, lines = doctor(capfd, task)
     assert code == 0
     assert list(lines) == ALL
-    may_be_noted = {"stacks"} if task in ("moving_sheets", "rollouts") else set()
+    may_be_noted = {"stacks"} if task in ("frozen_loss", "moving_sheets", "rollouts") else set()
     assert {name for name, line in lines.items() if line["status"] != "ok"} <= may_be_noted, lines
     assert not any(line["remedy"] for name, line in lines.items() if name not in may_be_noted)
 
@@ -101,6 +103,7 @@ def test_a_fault_that_spoils_a_sweep_is_a_problem(
     ("task", "name", "found", "remedy"),
     [
         ("unused_part", "step", "no gradient reaches spare.weight, spare.bias", "requires_grad = False"),
+        ("trainable_loss", "step", "reaches 1 parameter outside the model, which no trial trains", "into the model"),
         ("plain_tensor", "device", "keeps first.scale as plain tensors", "in first, make it a buffer"),
         ("sheets", "device", "stay where they are when it moves to a device: batch.x, batch.y", "to(device)"),
         ("deaf_to_seeds", "seeds", "another seed trains just the same", "shuffle by the generator"),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adamtune.groups import trainable
 from adamtune.randomness import RandomState, Stream, derive_seed, seed_torch
@@ -45,13 +46,34 @@ class Start:
                 step += 1
         return step - 1, time.perf_counter() - began
 
-    def step(self, device: torch.device) -> tuple[float, dict[str, Tensor | None]]:
-        """Move to `device` and go forth and back once: the loss, and the gradient of every trainable parameter."""
+    def step(self, device: torch.device) -> tuple[float, dict[str, Tensor | None], int]:
+        """Move to `device` and go forth and back once: the loss, the gradient of every trainable parameter, and how
+        many parameters that are not the model's would get one.
+        """
         with self._random.active(device):
             seed_torch(derive_seed(self._seed, Stream.STEP), device)
             with faults_told(self._task, "at training step 1"):
                 model = self.model.to(device).train()
                 loss = self._task.loss(model, batch_to(self.batch, device))
                 check_loss(self._task, loss, 0)
+                used = _parameters_of(loss)
                 loss.reshape(()).backward()  # type: ignore[no-untyped-call]
-        return float(loss.detach()), {name: param.grad for name, param in trainable(model)}
+        strange = used - set(model.parameters())
+        return float(loss.detach()), {name: param.grad for name, param in trainable(model)}, len(strange)
+
+
+def _parameters_of(loss: Tensor) -> set[nn.Parameter]:
+    """All that would get a gradient of the loss."""
+    found: set[nn.Parameter] = set()
+    seen: set[Any] = set()
+    pending = [loss.grad_fn]
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)  # of the nodes in which gradients end
+        if isinstance(variable, nn.Parameter):
+            found.add(variable)
+        pending += [before for before, _ in node.next_functions]
+    return found

@@ -152,7 +152,7 @@ def _batches(subject: _Subject) -> Line:
 
 
 def _step(subject: _Subject) -> Line:
-    loss, gradients = subject.start.step(subject.device)
+    loss, gradients, strange = subject.start.step(subject.device)
     without = [name for name, gradient in gradients.items() if gradient is None]
     norm = math.sqrt(sum(float(g.double().pow(2).sum()) for g in map(_dense, gradients.values()) if g is not None))
     if not math.isfinite(loss):
@@ -171,6 +171,10 @@ def _step(subject: _Subject) -> Line:
     if without:
         remedy = "set requires_grad = False on what is not to be trained, or look for a detach() before it"
         return Line("step", Status.WARNING, f"{told}; no gradient reaches {_some(without)}", remedy)
+    if strange:
+        found = f"{told}; it also reaches {_counted(strange, 'parameter')} outside the model, which no trial trains"
+        remedy = "put them into the model (a loss_fn that is a module may have some), or set requires_grad = False"
+        return Line("step", Status.WARNING, found, remedy)
     return Line("step", Status.OK, f"{told}; it reaches all {_counted(len(gradients), 'tensor')} of parameters")
 
 
