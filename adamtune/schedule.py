@@ -21,6 +21,14 @@ def warmup_steps(schedule: Schedule, total_steps: int) -> int:
     return round(schedule.warmup * total_steps)
 
 
+def rescaled(schedule: Schedule, total_steps: int, steps: int) -> Schedule:
+    """The schedule of a run of `total_steps` for one of `steps`: a warmup in steps stays the share of the run it is."""
+    if not isinstance(schedule.warmup, WarmupSteps) or steps == total_steps:
+        return schedule
+    warmup = WarmupSteps(steps=round(warmup_steps(schedule, total_steps) * steps / total_steps))
+    return schedule.model_copy(update={"warmup": warmup})
+
+
 def multiplier(schedule: Schedule, step: int, total_steps: int) -> float:
     """What lr is multiplied by at update `step` (from 0) of `total_steps`; past the end, the last value."""
     warmup = warmup_steps(schedule, total_steps)

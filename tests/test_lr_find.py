@@ -170,6 +170,16 @@ def test_the_same_seed_finds_the_same_and_another_other_losses() -> None:
     assert first.curve.losses != other.curve.losses
 
 
+def test_a_warmup_in_steps_is_the_share_of_the_run_that_it_is() -> None:
+    share, steps = (
+        lr_find(separable(), horizon=200, seeds=1, recipe=Recipe.default().with_knob("warmup", warmup))
+        for warmup in (0.2, {"steps": 40})
+    )
+    assert share.response
+    assert share.response == steps.response
+    assert share.suggestion == steps.suggestion
+
+
 @pytest.mark.parametrize("horizon", [60, 300, 3000])
 def test_no_more_is_spent_than_the_budget(horizon: int) -> None:
     told: list[int] = []

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adamtune.recipe import Schedule, WarmupSteps
-from adamtune.schedule import multiplier, warmup_steps
+from adamtune.schedule import multiplier, rescaled, warmup_steps
 from recipes import schedules
 
 
@@ -99,6 +99,15 @@ def test_a_warmup_fraction_is_that_share_of_the_steps_to_the_nearest_step(total:
 @given(st.integers(1, 1_000), st.integers(0, 2_000))
 def test_warmup_in_steps_is_the_same_whatever_the_horizon_but_never_more_than_the_run(total: int, steps: int) -> None:
     assert warmup_steps(Schedule(warmup=WarmupSteps(steps=steps)), total) == min(steps, total)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 1_000), st.integers(0, 2_000), st.integers(1, 1_000))
+def test_a_warmup_in_steps_keeps_its_share_of_a_run_of_another_length(total: int, steps: int, other: int) -> None:
+    schedule = Schedule(warmup=WarmupSteps(steps=steps))
+    squeezed = warmup_steps(rescaled(schedule, total, other), other)
+    assert abs(squeezed / other - min(steps, total) / total) <= 0.5 / other + 1e-12
+    assert rescaled(schedule, total, total) == schedule
 
 
 @settings(deadline=None)

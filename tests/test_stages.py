@@ -16,6 +16,7 @@ from adamtune.errors import InputError, NothingLearned
 from adamtune.evidence import LOOKS, Verdict
 from adamtune.plan import Progress, make_plan, run_plan
 from adamtune.recipe import Recipe, Schedule, WarmupSteps
+from adamtune.schedule import warmup_steps
 from adamtune.spec import STAGES, Budget, Objective, Spec, TaskSpec
 from adamtune.stages import REGISTRY, lr, lr_range
 from adamtune.stages.choose import Question, choose, numbers
@@ -340,6 +341,19 @@ def test_the_lr_stage_finds_the_best_from_any_start(best: float, ranged: bool) -
     ]
     for part in answer.details["responses"]:
         assert [how == "completed" for how in part["outcomes"]] == list(map(math.isfinite, part["scores"]))
+
+
+@pytest.mark.parametrize("trials", [20, 1000])
+@pytest.mark.parametrize("warmup", [200, 5000])
+def test_short_trials_warm_up_for_the_share_of_the_run_that_a_warmup_in_steps_is(trials: int, warmup: int) -> None:
+    base = Recipe(schedule=Schedule(warmup=WarmupSteps(steps=warmup)))
+    lab = bench(knobs_too, budget=1000 * trials, horizon=1000)
+    lab.context.spec = lab.context.spec.model_copy(update={"budget": Budget(trials=trials)})
+    answer = lr.run(lab.context, base)
+    shares = {r.horizon: warmup_steps(r.recipe.schedule, r.horizon) / r.horizon for r in lab.engine.opened}
+    assert set(shares) == {250, 1000}
+    assert set(shares.values()) == {min(1, warmup / 1000)}
+    assert answer.recipe.schedule == base.schedule
 
 
 def test_a_range_test_that_shows_nothing_does_not_mislead_the_lr_stage() -> None:

@@ -16,6 +16,7 @@ from adamtune.evidence import ERROR, LOOKS, Evidence, Verdict, settled, share_of
 from adamtune.groups import ParamGroup
 from adamtune.knobs import Choice, Knob
 from adamtune.recipe import Recipe
+from adamtune.schedule import rescaled
 from adamtune.search import Asked, KnobStudy
 from adamtune.search.portfolio import Start
 from adamtune.spec import Spec
@@ -206,6 +207,11 @@ class StageContext:
     def rungs(self) -> list[int]:
         """Where full-length trials are evaluated: eight points of the curve, the horizon last."""
         return sorted({max(1, round(self.horizon * share / 8)) for share in range(1, 9)})
+
+    def request(self, recipe: Recipe, seed: int, horizon: int) -> TrialRequest:
+        """A trial of `horizon` steps, the whole schedule of the recipe's run squeezed into them."""
+        schedule = rescaled(recipe.schedule, self.horizon, horizon)
+        return TrialRequest(recipe.model_copy(update={"schedule": schedule}), seed, horizon)
 
     def race(
         self,

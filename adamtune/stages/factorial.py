@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from adamtune.recipe import Recipe
 from adamtune.spec import Spec
 from adamtune.stages.context import StageContext
-from adamtune.trial import TrialRequest
 
 _LEAST_BETA1, _LEAST_BETA2, _MOST_DECAY = 0.5, 0.9, 0.3
 """A notch that leads beyond is not tried: what is published ends about there (Radford et al. 2016 and adversarial
@@ -83,7 +82,7 @@ def factorial(context: StageContext, stage: str, recipe: Recipe, horizon: int) -
             for own in recipes
             for trial in study.ask({"lr": own.lr} | {name: float(own.knob(name)) for name in moved}, [seed])
         ]
-        requests = [TrialRequest(own, seed, horizon) for own in recipes]
+        requests = [context.request(own, seed, horizon) for own in recipes]
         return [context.score([context.value(each)]) for each in context.race(stage, study, asked, requests, [horizon])]
 
     cells = _cells(moved)

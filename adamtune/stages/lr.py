@@ -17,7 +17,6 @@ from adamtune.stages.context import StageAnswer, StageContext
 from adamtune.stages.costs import confirmation_cost, frugal
 from adamtune.stages.lr_bracket import bracket, for_horizon, lower_end
 from adamtune.stages.lr_response import Response, optimum
-from adamtune.trial import TrialRequest
 
 NAME = "lr"
 QUESTION = "Which learning rate trains best over the whole run?"
@@ -65,7 +64,7 @@ def ladder(
     new = sorted(lrs)
     while new:
         asked = [trial for lr in new for trial in study.ask({"lr": lr}, seeds)]
-        requests = [TrialRequest(recipe.with_knob("lr", lr), seed, horizon) for lr in new for seed in seeds]
+        requests = [context.request(recipe.with_knob("lr", lr), seed, horizon) for lr in new for seed in seeds]
         middle = [horizon // 2] if len(new) > 2 and horizon >= 2 else []
         results = context.race(stage, study, asked, requests, [*middle, horizon], prune_at=middle)
         for place, lr in enumerate(new):

@@ -13,7 +13,7 @@ from adamtune.recipe import Recipe
 from adamtune.stages.context import StageContext
 from adamtune.stages.lr_curve import RangeCurve
 from adamtune.stages.lr_response import Response, optimum, parabola
-from adamtune.trial import TrialRequest, TrialResult
+from adamtune.trial import TrialResult
 
 SPACING = 0.5
 """Decades between neighbours of the bracket. Half of it named the optimum no better, for twice the trials."""
@@ -100,7 +100,7 @@ def bracket(
 
     def train(lrs: list[float], seed: int) -> None:
         asked = [trial for lr in lrs for trial in study.ask({limits.name: lr}, [seed])]
-        requests = [TrialRequest(at(lr), seed, horizon) for lr in lrs]
+        requests = [context.request(at(lr), seed, horizon) for lr in lrs]
         for lr, result in zip(lrs, context.race(stage, study, asked, requests, [horizon]), strict=True):
             results.setdefault(lr, []).append(result)
 
@@ -108,7 +108,7 @@ def bracket(
         scores = (context.score(map(context.value, results[lr])) for lr in lrs)
         return Response(horizon, tuple(lrs), tuple(scores), tuple(worst(results[lr]) for lr in lrs))
 
-    before = context.open([TrialRequest(at(centre), seeds[0], horizon)]).advance(0) if baseline else []
+    before = context.open([context.request(at(centre), seeds[0], horizon)]).advance(0) if baseline else []
     untrained = context.score(report.values[context.spec.objective.name] for report in before if report)
     factor = 10**spacing
     first = [lr for lr in (centre / factor**0.5, centre * factor**0.5) if limits.low <= lr <= limits.high]
