@@ -497,6 +497,15 @@ def test_a_bracket_closes_around_the_best_within_its_trials(offset: float) -> No
     assert lab.context.budget.spent == lab.engine.steps <= 6 * 20
 
 
+@pytest.mark.parametrize(("low", "high", "centre"), [(1e-3, 1.0, 1.2e-3), (1e-5, 0.1, 0.09)])
+def test_a_bracket_that_begins_at_a_limit_looks_to_the_other_side(low: float, high: float, centre: float) -> None:
+    lab = bench(bowl(1e-2), space={"lr": {"low": low, "high": high}})
+    found = bracket(lab.context, lr_of, centre, 20, 6, lab.context.spec.knob("lr"))
+    assert found.closed
+    assert optimum(found.response) == pytest.approx(1e-2, rel=0.03)
+    assert all(low <= request.recipe.lr <= high for request in lab.engine.opened[1:])  # the first trains nothing
+
+
 def test_a_bracket_that_cannot_close_is_left_open() -> None:
     lab = bench(bowl(1e-2))
     assert not bracket(lab.context, lr_of, 1e-6, 20, 6, lab.context.spec.knob("lr")).closed

@@ -115,13 +115,10 @@ def bracket(
     train(first or [limits.clip(centre)], seeds[0])
     used = len(results)
     while used < trials:
-        found = response(sorted(results))
-        nothing = not any(map(math.isfinite, found.scores))
-        beyond = found.lrs[0] / factor if found.at_low_end or nothing else found.lrs[-1] * factor
-        inside = not (found.at_low_end or found.at_high_end or nothing)
-        if inside or not limits.low <= beyond <= limits.high:
+        beyond = [lr for lr in _beyond(response(sorted(results)), factor) if limits.low <= lr <= limits.high]
+        if not beyond:
             break
-        train([beyond], seeds[0])
+        train(beyond[:1], seeds[0])
         used += 1
     found = response(sorted(results))
     if not any(map(math.isfinite, found.scores)):
@@ -137,6 +134,14 @@ def bracket(
     if more:
         found = response(near)
     return Bracket(found, closed, untrained)
+
+
+def _beyond(response: Response, factor: float) -> list[float]:
+    """The learning rates past the ends where the best lies, of a single one at both; below all where all diverged."""
+    nothing = not any(map(math.isfinite, response.scores))
+    below = [response.lrs[0] / factor] if response.at_low_end or nothing else []
+    above = [response.lrs[-1] * factor] if response.at_high_end and not nothing else []
+    return below + above
 
 
 def lower_end(response: Response) -> float:
