@@ -24,7 +24,7 @@ from adamtune.schedule import warmup_steps
 from adamtune.search import close_storage, open_storage
 from adamtune.spec import STAGES, Budget, Objective, Spec, StageName, TaskSpec
 from adamtune.stages import REGISTRY, clip, eps, precision
-from adamtune.stages.choose import Question, candidates_cost, choose, inside, numbers
+from adamtune.stages.choose import Candidate, Question, candidates_cost, choose, inside, numbers
 from adamtune.stages.context import CONFIRM_SEEDS, Seeds, StageAnswer, StageContext
 from adamtune.stages.context import Budget as StepBudget
 from adamtune.trial import Outcome
@@ -98,6 +98,14 @@ def test_what_lr_does_alone_is_not_put_down_to_the_knob() -> None:
     assert "brings nothing by evidence that this lr does not bring alone; lr alone: better" in answer.reason
     assert answer.evidence is not None
     assert answer.evidence.verdict is Verdict.CHANGED
+
+
+def test_a_candidate_of_lr_alone_needs_no_other_evidence_than_that_it_is_better() -> None:
+    lab = bench(with_noise(lambda recipe: bowl(recipe.lr, 5e-3), scale=1e-4), horizon=40)
+    remedy = Candidate("lr 0.005", BASE.with_knob("lr", 5e-3), {})
+    answer = choose(lab.context, Question("findings", "?", read=lambda recipe: None), BASE, [remedy])
+    assert (answer.verdict, answer.recipe) == (Verdict.CHANGED, remedy.recipe)
+    assert "alone" not in answer.reason
 
 
 def test_lr_stays_inside_the_range_of_the_spec() -> None:

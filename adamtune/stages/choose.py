@@ -137,8 +137,8 @@ class _Choice:
         told += f" at lr {lr:.3g}" if moved or candidate.own_lr else ""
         if evidence.verdict is not Verdict.CHANGED:
             return self._answer(evidence.verdict, f"{told}: {evidence.reason}", incumbent, evidence=evidence)
-        if moved:
-            lr_alone = self.ask.at_lr(incumbent, recipe.lr)
+        lr_alone = self.ask.at_lr(incumbent, recipe.lr) if moved else recipe
+        if lr_alone.training_key() != recipe.training_key():  # a remedy may itself be of lr alone
             try:
                 by_knob = context.confirm(stage, lr_alone, recipe)
                 alone = None if by_knob.verdict is Verdict.CHANGED else context.confirm(stage, incumbent, lr_alone)
