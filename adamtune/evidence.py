@@ -76,6 +76,11 @@ class Evidence:
     verdict: Verdict
     reason: str
 
+    @property
+    def tested(self) -> bool:
+        """Whether Student's t has decided, which may err; where any trial diverged, that did."""
+        return self.difference.count == len(self.seeds)
+
 
 def share_of_error(comparison: int) -> float:
     """What the `comparison`-th of a sweep, from 1, may err by: ERROR / (k (k + 1)), which adds up to `ERROR`.

@@ -480,6 +480,19 @@ def test_the_only_comparison_that_a_budget_can_pay_for_takes_all_the_error() -> 
     assert (again.verdict, len(again.seeds)) == (Verdict.KEPT, 3)
 
 
+def test_a_comparison_without_a_test_leaves_its_error_to_the_next() -> None:
+    def lab(budget: float) -> Bench:
+        return bench(lambda recipe, seed: NAN if recipe.lr == 1.0 else -(recipe.lr == 0.02), budget=budget)
+
+    diverging, poor = lab(9 * 8), lab(5 * 8)
+    assert diverging.context.confirm("lr", Recipe(), Recipe(lr=1.0)).reason == "the challenger diverged on 4 of 4 seeds"
+    with pytest.raises(BudgetSpent):
+        poor.context.confirm("lr", Recipe(), Recipe(lr=0.02))
+    poor.context.budget.steps = 6 * 8
+    for each in (diverging, poor):
+        assert each.context.confirm("lr", Recipe(), Recipe(lr=0.02)).verdict is Verdict.CHANGED
+
+
 # --- a bracket of short trials
 
 

@@ -134,7 +134,7 @@ class StageContext:
         self._name, self._storage, self._on_trial = name, storage, on_trial
         self._engine = ResumableEngine(engine, finished, stop, watch)
         self._studies: dict[str, KnobStudy] = {}
-        self._confirmations = 0
+        self._tests = 0
         self._error_left = ERROR
         self._known: dict[tuple[str, int, int], TrialResult] = {}
 
@@ -289,18 +289,17 @@ class StageContext:
 
         Every confirmation of a sweep takes a smaller share of the error allowed to all, and divides it among as many
         looks as the budget could pay for: where it cannot pay for a second one, the only one takes all seeds it pays
-        for. Where it cannot pay for another confirmation either, this one takes all the error that is left. Raises
-        `BudgetSpent` when it cannot pay for the first.
+        for. Where it cannot pay for another confirmation either, this one takes all the error that is left. One that
+        divergence decides takes none. Raises `BudgetSpent` when it cannot pay for the first.
         """
-        self._confirmations += 1
         looks = self._looks([incumbent, challenger])
-        # A budget for one look pays for nothing after it.
-        share = self._error_left if len(looks) == 1 else share_of_error(self._confirmations)
-        error = min(share, self._error_left)
-        self._error_left -= error
-        error /= len(looks)
+        # A budget for one look pays for nothing after it, unless a trial diverges.
+        share = self._error_left if len(looks) == 1 else share_of_error(self._tests + 1)
+        share = min(share, self._error_left)
+        error = share / len(looks)
         direction = self.spec.objective.direction
         evidence: Evidence | None = None
+        tested = False
         for place, look in enumerate(looks):
             seeds = self.seeds.confirm[:look]
             try:
@@ -311,9 +310,13 @@ class StageContext:
                 break
             here, there = ([self.value(result) for result in own] for own in results)
             evidence = weigh(seeds, here, there, direction, error)
+            tested |= evidence.tested
             if settled(evidence, direction, looks[place + 1 :], error):
                 break
         assert evidence is not None  # there is one look at least
+        if tested:
+            self._tests += 1
+            self._error_left -= share
         return evidence
 
     def _looks(self, recipes: Sequence[Recipe]) -> list[int]:
