@@ -464,6 +464,25 @@ def test_16_bits_are_taken_when_not_worse_and_faster(bf16: float, loss: float, v
     assert {trial.params["precision"] for trial in trials_in(lab, "precision/candidates")} == {"fp32", "bf16"}
 
 
+@pytest.mark.parametrize(("direction", "sign"), [("minimize", 1.0), ("maximize", -1.0)])
+def test_16_bits_pass_as_not_worse_on_all_seeds_of_confirmation(direction: str, sign: float) -> None:
+    """Three seeds pass what is worse by twice the noise left between seeds more often than not."""
+
+    def asked(worse: float, seed: int) -> StageAnswer:
+        def effect(recipe: Recipe) -> float:
+            return sign * worse * (recipe.precision == "bf16")
+
+        objective = Objective(name="score", direction=direction)
+        lab = bench(with_noise(effect, scale=1.0), horizon=40, seed=seed, objective=objective)
+        lab.engine.seconds = lambda recipe: 0.5 if recipe.precision == "bf16" else 1.0
+        return ask(lab, "precision")
+
+    assert [asked(2 * math.sqrt(2), seed).after for seed in range(10)] == ["fp32"] * 10
+    taken = [answer for answer in (asked(0.0, seed) for seed in range(10)) if answer.evidence]
+    assert len(taken) >= 8
+    assert all(len(each.evidence.seeds) == 12 or each.evidence.verdict is Verdict.CHANGED for each in taken)
+
+
 def test_fp32_is_gone_back_to_on_evidence_alone() -> None:
     sixteen = Recipe(precision="bf16", eps=1e-5)
     seconds = {"fp32": 2.0, "bf16": 1.0}

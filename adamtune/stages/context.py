@@ -12,7 +12,7 @@ from optuna.storages import BaseStorage
 
 from adamtune.engines import Engine, FinishedTrials, ResumableBatch, ResumableEngine, TrialBatch, TrialWatch
 from adamtune.errors import AdamtuneError
-from adamtune.evidence import ERROR, LOOKS, Evidence, Verdict, settled, share_of_error, weigh
+from adamtune.evidence import ERROR, LOOKS, Direction, Evidence, Verdict, settled, share_of_error, weigh
 from adamtune.groups import ParamGroup
 from adamtune.knobs import Choice, Knob
 from adamtune.recipe import Recipe
@@ -25,6 +25,9 @@ from adamtune.trial import Outcome, RungReport, TrialRequest, TrialResult
 CONFIRM_SEEDS = 5
 """Seeds a confirmation is reckoned with in a plan: the clear ones take three, the others up to twelve. They chose no
 candidate; every stage uses the same, so that the incumbent is trained on them once."""
+
+Enough = Callable[[Evidence, Direction, Sequence[int], float], bool]
+"""Whether a comparison may end: `evidence.settled`, or another rule with its arguments."""
 
 _SEEDS_APART = 10_000
 
@@ -284,8 +287,8 @@ class StageContext:
             self._known[request.recipe.training_key(), request.seed, request.horizon] = result
         self._on_trial(TrialRecord(stage, study, number, result, self.value(result)))
 
-    def confirm(self, stage: str, incumbent: Recipe, challenger: Recipe) -> Evidence:
-        """Both recipes to the horizon on the seeds kept for confirmation, paired; more seeds while the case is unclear.
+    def confirm(self, stage: str, incumbent: Recipe, challenger: Recipe, enough: Enough = settled) -> Evidence:
+        """Both recipes to the horizon on the seeds kept for confirmation, paired; more seeds until there are `enough`.
 
         Every confirmation of a sweep takes a smaller share of the error allowed to all, and divides it among as many
         looks as the budget could pay for: where it cannot pay for a second one, the only one takes all seeds it pays
@@ -311,7 +314,7 @@ class StageContext:
             here, there = ([self.value(result) for result in own] for own in results)
             evidence = weigh(seeds, here, there, direction, error)
             tested |= evidence.tested
-            if settled(evidence, direction, looks[place + 1 :], error):
+            if enough(evidence, direction, looks[place + 1 :], error):
                 break
         assert evidence is not None  # there is one look at least
         if tested:
