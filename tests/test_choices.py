@@ -362,6 +362,16 @@ def test_weight_decay_stays_inside_the_range_of_the_spec_at_every_lr() -> None:
     assert max(request.recipe.weight_decay for request in lab.engine.opened) == 1.0
 
 
+def test_decays_that_a_narrow_range_would_make_alike_at_another_lr_both_contend() -> None:
+    lab = bench(
+        with_noise(lambda r: bowl(r.lr) - r.weight_decay),
+        horizon=100,
+        space={"weight_decay": {"low": 0.2, "high": 1.0}},
+    )
+    answer = ask(lab, "weight_decay", BASE.with_knob("weight_decay", 0.2))
+    assert [each["candidate"] for each in answer.details["recentred"]] == ["1", "0.4472"]
+
+
 def test_warmup_buys_a_higher_lr() -> None:
     def effect(recipe: Recipe) -> float:
         best = 1.8e-2 if recipe.schedule.warmup == 0.1 else 1e-2

@@ -198,7 +198,7 @@ class _Choice:
         found: dict[str, int] = {}
         for place in ranked:
             if math.isfinite(scores[place]) and self._holds_its_own(own, tried[place]):
-                found.setdefault(self.ask.at_lr(self.candidates[place].recipe, 1.0).training_key(), place)
+                found.setdefault(with_lr(self.candidates[place].recipe, 1.0).training_key(), place)
         return list(found.values())[:CONTENDERS]
 
     def _holds_its_own(self, own: Sequence[float], values: Sequence[float]) -> bool:
