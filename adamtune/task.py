@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from adamtune.errors import AdamtuneError, TaskError, TaskReferenceError
+from adamtune.errors import AdamtuneError, InputError, TaskError, TaskReferenceError
 from adamtune.randomness import seeded
 from adamtune.supervised_calls import called, own_loss, split_batch
 from adamtune.supervised_data import check_rows, endless, one_pass
@@ -48,20 +48,27 @@ class Task:
     val_batches: Callable[[], Iterable[Batch]]
     """Finite; a batch weighs as the length of its first tensor."""
     metrics: Mapping[str, Callable[[nn.Module, Batch], Tensor]] = field(default_factory=dict)
-    """Name -> mean over the batch, e.g. accuracy; measured on the validation batches."""
+    """Name -> mean over the batch, e.g. accuracy; measured on the validation batches, beside the `loss`."""
     groups: Callable[[nn.Module], Mapping[str, Sequence[str]]] | None = None
     """Parameter names of the model, or patterns such as `encoder.*`, by group. Each becomes a rule of the base recipe,
     behind those it has (so that biases and norms stay without decay), for the stage `groups` to ask about and
     `lr-find --group` to find the lr of."""
 
     def __post_init__(self) -> None:
-        """Raises `TaskError` where a function is asked for and something else is given: a model, a list of batches."""
+        """Raises `TaskError` where a function is asked for and something else is given: a model, a list of batches.
+
+        `InputError` where a metric has the name that the validation loss goes by.
+        """
         for name in ("make_model", "train_batches", "loss", "val_batches"):
             value = getattr(self, name)
             if not callable(value) or (name == "make_model" and isinstance(value, nn.Module)):
                 kind = type(value).__name__
                 mend = f"{name}=lambda: ..." if name in ("make_model", "val_batches") else "see adamtune.Task"
                 raise TaskError(f"task '{self.name}': {name} is a {kind}; give a function that makes it ({mend})")
+        if "loss" in self.metrics:
+            raise InputError(
+                f"task '{self.name}': a metric called 'loss' would hide the validation loss; give it another name"
+            )
 
     @staticmethod
     def supervised(

@@ -699,6 +699,13 @@ def test_a_thing_in_place_of_the_function_that_makes_it_is_refused(part: str, va
         Task("mine", **parts | {part: value})
 
 
+def test_a_metric_in_the_validation_losss_place_is_refused() -> None:
+    with pytest.raises(InputError, match=r"^task 'mine': a metric called 'loss' .*; give it another name$"):
+        supervised((X, Y), name="mine", metrics={"accuracy": nn.functional.l1_loss, "loss": nn.functional.l1_loss})
+    with pytest.raises(InputError, match=r"called 'loss'"):
+        Task.rollouts(nn.Module, list, len, {"loss": len})  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(("train", "val", "told"), [((X, Y[:3]), (X, Y), "train_data"), ((X, Y), (X[:0],), "val_data")])
 def test_tensors_without_rows_or_of_unequal_length_are_named(train: Any, val: Any, told: str) -> None:
     with pytest.raises(TaskError, match=f"the tensors of {told} are empty or of unequal length"):
