@@ -209,10 +209,11 @@ def validate(model: type[M], data: Mapping[str, Any], source: str, error: type[D
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The end of an 'unknown' sentence: the nearest known word, or all of them."""
+    """The end of an 'unknown' sentence: the nearest known word, whatever its case, or all of them."""
     known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"did you mean '{close[0]}'?" if close else f"known are: {', '.join(known)}"
+    folded = {each.casefold(): each for each in known}
+    close = difflib.get_close_matches(word.casefold(), folded, n=1, cutoff=0.6)
+    return f"did you mean '{folded[close[0]]}'?" if close else f"known are: {', '.join(known)}"
 
 
 def _problems(model: type[BaseModel], data: Mapping[str, Any], error: ValidationError) -> Iterable[Problem]:

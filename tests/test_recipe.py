@@ -124,6 +124,8 @@ GROUP = "groups: [{name: g, match: {kind: [bias]}, "
         ("weight_decay: -0.1", "$.weight_decay", "at least 0"),
         ("momentum: 1.0", "$.momentum", "below 1"),
         ("optimizer: adanw", "$.optimizer", "did you mean 'adamw'?"),
+        ("optimizer: AdamW", "$.optimizer", "did you mean 'adamw'?"),
+        ("optimizer: SGD", "$.optimizer", "did you mean 'sgd'?"),
         ("precision: fp8", "$.precision", "fp32"),
         ("accumulate: 0", "$.accumulate", "at least 1"),
         ("accumulate: 1.5", "$.accumulate", "a whole number"),

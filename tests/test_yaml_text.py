@@ -242,6 +242,16 @@ def test_a_word_near_to_nothing_is_answered_with_all_that_is_known() -> None:
     assert yaml_text.nearest("zzz", ["lr", "eps"]) == "known are: eps, lr"
 
 
+OPTIMIZERS = ("adam", "adamw", "sgd")
+
+
+@given(st.data(), st.sampled_from(OPTIMIZERS))
+def test_a_word_in_another_case_is_answered_with_itself(data: st.DataObject, word: str) -> None:
+    upper = data.draw(st.tuples(*(st.booleans() for _ in word)))
+    typed = "".join(letter.upper() if up else letter for letter, up in zip(word, upper, strict=True))
+    assert yaml_text.nearest(typed, OPTIMIZERS) == f"did you mean '{word}'?"
+
+
 def test_validation_returns_the_model() -> None:
     assert yaml_text.validate(Outer, {"count": 2, "items": [{"weight": 1}]}, "s") == Outer(
         count=2, items=(Inner(weight=1.0),)
