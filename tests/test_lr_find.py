@@ -9,6 +9,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tasks_for_tests import nan, separable
 from torch import Tensor, nn
 
@@ -193,6 +195,20 @@ def test_the_interval_widens_with_the_distance_to_the_horizon() -> None:
     assert far.lr < near.lr
     assert far.high / far.low == pytest.approx(20 ** (EXPONENTS[1] - EXPONENTS[0]) * 10 ** (2 * FIT_ERROR))
     assert all(estimate.low < estimate.lr < estimate.high for estimate in (near, far))
+
+
+@given(st.floats(1e-8, 1e2), st.integers(1, 10**6), st.integers(1, 10**9))
+def test_the_interval_holds_the_suggestion_whatever_the_horizon(lr: float, measured: int, horizon: int) -> None:
+    estimate = for_horizon(lr, measured, horizon)
+    assert estimate.low < estimate.lr < estimate.high
+
+
+@pytest.mark.parametrize("horizon", [1, 3, 5])
+def test_a_run_shorter_than_any_trial_has_its_suggestion_within_the_interval(horizon: int) -> None:
+    found = lr_find(separable(), horizon=horizon)
+    assert found.interval is not None
+    assert found.suggestion is not None
+    assert found.interval[0] < found.suggestion < found.interval[1]
 
 
 def test_every_rule_stands_beside_ours() -> None:

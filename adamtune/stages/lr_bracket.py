@@ -163,8 +163,6 @@ def lower_end(response: Response) -> float:
 
 def for_horizon(lr: float, measured: int, horizon: int) -> Estimate:
     """The best lr of a run of `horizon` steps, from the best over `measured` steps of the same schedule squeezed."""
-    ratio = horizon / measured
-    decades = math.log10(ratio)
-    low = lr * 10 ** (-EXPONENTS[1] * decades - FIT_ERROR)
-    high = lr * 10 ** (-EXPONENTS[0] * decades + FIT_ERROR)
-    return Estimate(lr * ratio**-SHORT_HORIZON, low, high)
+    ratio = horizon / measured  # below 1 for a horizon shorter than trials can be
+    low, high = sorted(lr * ratio**-exponent for exponent in EXPONENTS)
+    return Estimate(lr * ratio**-SHORT_HORIZON, low * 10**-FIT_ERROR, high * 10**FIT_ERROR)
