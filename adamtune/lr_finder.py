@@ -222,8 +222,11 @@ def _conclude(curve: RangeCurve, found: Bracket | None, horizon: int) -> tuple[L
         told = f"runs of {response.horizon} steps do not lower the validation loss clearly either"
         return LRFindStatus.NOISY, f"{curve.reason}; {told}", None
     if gain <= 0:
-        told = f"no run of {response.horizon} steps lowers the validation loss below the untrained model's"
-        return LRFindStatus.FLAT, f"{told}, {found.untrained:.4g}, though the training loss falls", None
+        tried = " to ".join(dict.fromkeys(f"{lr:.2g}" for lr in (response.lrs[0], response.lrs[-1])))
+        told = f"no run of {response.horizon} steps at lr {tried} lowers the validation loss below the untrained"
+        starved = found.cut_short and len(response.lrs) < _SHORT_TRIALS
+        more = "; lower ones were not tried: raise the budget" if starved else ""
+        return LRFindStatus.FLAT, f"{told} model's, {found.untrained:.4g}, though the training loss falls{more}", None
     estimate = for_horizon(lower_end(response), response.horizon, horizon)
     if not found.closed:
         reason = f"the best lr tried, {response.lrs[response.best]:.2g}, is the last one: the optimum may lie beyond it"

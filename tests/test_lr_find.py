@@ -54,6 +54,18 @@ def random_labels() -> Task:
     return replace(task, train_batches=batches, val_batches=shuffled, name="random-labels")
 
 
+def by_heart() -> Task:
+    """Thirty-two examples with labels by lot: the training loss falls, for nothing."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(232, 10, generator=generator), torch.randint(2, (232,), generator=generator)
+    return Task.supervised(
+        make_model=lambda: nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 2)),
+        train_data=(x[:32], y[:32]),
+        val_data=(x[32:], y[32:]),
+        loss_fn=nn.functional.cross_entropy,
+    )
+
+
 def constant() -> Task:
     task = separable()
     return replace(task, loss=lambda model, batch: task.loss(model, batch) * 0 + 2.0)
@@ -97,6 +109,16 @@ def test_a_loss_with_nothing_to_find_has_a_status_that_says_so(task: Task, statu
     found = lr_find(task, horizon=100)
     assert (found.status, found.suggestion, found.interval) == (status, None, None)
     assert found.reason
+
+
+def test_what_is_only_learned_by_heart_is_flat_and_the_learning_rates_tried_are_told() -> None:
+    short, longer = (lr_find(by_heart(), horizon=horizon) for horizon in (60, 300))
+    assert short.status is longer.status is LRFindStatus.FLAT
+    assert short.response is not None
+    low, high = short.response.lrs
+    assert f"at lr {low:.2g} to {high:.2g} lowers the validation loss below the untrained" in short.reason
+    assert short.reason.endswith("; lower ones were not tried: raise the budget")
+    assert longer.reason.endswith("though the training loss falls")
 
 
 def test_a_frozen_model_is_refused() -> None:

@@ -519,6 +519,23 @@ def test_a_bracket_that_begins_at_a_limit_looks_to_the_other_side(low: float, hi
     assert all(low <= request.recipe.lr <= high for request in lab.engine.opened[1:])  # the first trains nothing
 
 
+def broken_above(best: float) -> Formula:
+    """A bowl; a decade above its best every run has broken, by less the higher its lr."""
+    return lambda recipe, seed: bowl(best)(recipe, seed) if recipe.lr < 10 * best else 100 + best / recipe.lr
+
+
+@pytest.mark.parametrize("trials", [2, 6])
+def test_a_bracket_without_a_score_below_the_untrained_models_goes_to_lower_learning_rates(trials: int) -> None:
+    lab = bench(broken_above(1e-3))
+    lab.engine.untrained = 50.0
+    found = bracket(lab.context, lr_of, 2e-2, 20, trials, lab.context.spec.knob("lr"))
+    assert min(found.response.scores) < 50
+    assert found.response.lrs[0] < 1e-2
+    assert lab.engine.steps <= trials * 20
+    assert found.closed == (trials == 6)
+    assert found.cut_short == (trials == 2)
+
+
 def test_a_bracket_that_cannot_close_is_left_open() -> None:
     lab = bench(bowl(1e-2))
     assert not bracket(lab.context, lr_of, 1e-6, 20, 6, lab.context.spec.knob("lr")).closed

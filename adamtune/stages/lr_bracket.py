@@ -62,6 +62,8 @@ class Bracket:
     """Whether the best of them had a worse one on either side."""
     untrained: float
     """Score of the model before training, on the first seed; inf where it was not asked for."""
+    cut_short: bool
+    """Whether the next lr downhill was left untried, as the trials were spent."""
 
 
 def centre_of(curve: RangeCurve) -> float:
@@ -87,7 +89,8 @@ def bracket(
 ) -> Bracket:
     """At most `trials` trials of `horizon` steps, downhill from a pair around `centre` until the best is between worse.
 
-    Neighbours lie `spacing` decades apart.
+    Neighbours lie `spacing` decades apart. The untrained model's score is that of an lr of almost zero: while none is
+    below it, downhill is towards lower lrs, and of a pair that would be all there is the lower comes first.
 
     `at(lr)` is the recipe to train. What is left of the trials then goes to a second seed for the best and its
     neighbours. `stage` is the stage that the trials go by; without `baseline` the untrained model is not scored.
@@ -112,15 +115,18 @@ def bracket(
     untrained = context.score(report.values[context.spec.objective.name] for report in before if report)
     factor = 10**spacing
     first = [lr for lr in (centre / factor**0.5, centre * factor**0.5) if limits.low <= lr <= limits.high]
-    train(first or [limits.clip(centre)], seeds[0])
+    first = first or [limits.clip(centre)]
+    alone = baseline and trials == len(first) == 2
+    train(first[:1] if alone else first, seeds[0])
     used = len(results)
-    while used < trials:
-        beyond = [lr for lr in _beyond(response(sorted(results)), factor) if limits.low <= lr <= limits.high]
-        if not beyond:
+    while True:
+        found = response(sorted(results))
+        below, above = _beyond(found, factor, too_large=not min(found.scores) < untrained)
+        beyond = [lr for lr in (above + below if alone else below + above) if limits.low <= lr <= limits.high]
+        if not beyond or used >= trials:
             break
         train(beyond[:1], seeds[0])
         used += 1
-    found = response(sorted(results))
     if not any(map(math.isfinite, found.scores)):
         raise NothingLearned(
             f"all {used} trials diverged, down to a learning rate of {found.lrs[0]:.2g}; check the loss for overflow"
@@ -133,15 +139,14 @@ def bracket(
     closed = not (found.at_low_end or found.at_high_end)
     if more:
         found = response(near)
-    return Bracket(found, closed, untrained)
+    return Bracket(found, closed, untrained, cut_short=bool(beyond))
 
 
-def _beyond(response: Response, factor: float) -> list[float]:
-    """The learning rates past the ends where the best lies, of a single one at both; below all where all diverged."""
-    nothing = not any(map(math.isfinite, response.scores))
-    below = [response.lrs[0] / factor] if response.at_low_end or nothing else []
-    above = [response.lrs[-1] * factor] if response.at_high_end and not nothing else []
-    return below + above
+def _beyond(response: Response, factor: float, too_large: bool) -> tuple[list[float], list[float]]:
+    """The learning rates past the lower and the upper end where the best lies there; of a single one, past both."""
+    below = [response.lrs[0] / factor] if response.at_low_end or too_large else []
+    above = [response.lrs[-1] * factor] if response.at_high_end and not too_large else []
+    return below, above
 
 
 def lower_end(response: Response) -> float:
