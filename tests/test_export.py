@@ -200,6 +200,66 @@ def test_an_exported_module_uses_all_it_imports_and_all_it_defines(recipe: Recip
     assert bound - used <= {"annotations", "build_optimizer"}
 
 
+class Tables(nn.Module):
+    """Two tables, of which one or both have sparse gradients, and maybe a layer behind them."""
+
+    def __init__(self, rows: bool, head: bool) -> None:
+        super().__init__()
+        self.table = nn.Embedding(9, 4, sparse=True)
+        self.rows = nn.EmbeddingBag(9, 4, mode="sum", sparse=rows)
+        self.head = nn.Linear(4, 2) if head else nn.Identity()
+
+    def forward(self, codes: Tensor) -> Tensor:
+        return self.head(self.table(codes).sum(1) + self.rows(codes))
+
+
+def trained_on_rows(build: Any, rows: bool, head: bool) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """The groups, with the class of the optimizer, and the weights after six steps."""
+    torch.manual_seed(0)
+    model = Tables(rows, head)
+    optimizer, scheduler = build(model, total_steps=8)
+    for _ in range(6):
+        optimizer.zero_grad()
+        model(torch.randint(9, (3, 2))).square().sum().backward()
+        optimizer.step()
+        scheduler.step()
+    groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    return [{"class": type(optimizer).__name__}, *groups], model.state_dict()
+
+
+ROWS = recipes(params=("head.*", "*.weight", "table.*", "rows.*"), max_lr=0.1, min_eps=1e-8)
+
+
+@settings(max_examples=60, deadline=None)
+@given(ROWS, st.booleans(), st.booleans())
+@example(recipe_of(Path("sparse-embeddings")), False, True)
+@example(recipe_of(Path("sparse-embeddings")), True, False)
+@example(Recipe(optimizer="sgd", weight_decay=0.1), False, True)
+@example(Recipe(groups=(GroupRule(name="rows", match=Match(kind=("embedding",)), weight_decay=0.1),)), True, True)
+def test_an_exported_module_trains_tables_with_sparse_gradients_as_the_recipe(
+    recipe: Recipe, rows: bool, head: bool
+) -> None:
+    build = imported(recipe).build_optimizer
+    try:
+        ours = trained_on_rows(recipe.build, rows, head)
+    except RecipeError:  # what torch cannot do with them, or a rule whose patterns match nothing that is left
+        with pytest.raises(ValueError, match=r"sparse|match (no parameter of the model|only what groups before it)"):
+            trained_on_rows(build, rows, head)
+        return
+    theirs = trained_on_rows(build, rows, head)
+    assert ours[0] == theirs[0]
+    torch.testing.assert_close(theirs[1], ours[1], rtol=0, atol=0, equal_nan=True)
+
+
+def test_an_exported_module_says_what_sparse_gradients_do_not_allow() -> None:
+    for recipe, told in (
+        (Recipe(clip_norm=1.0), r"torch cannot clip sparse gradients.*; build the tables with sparse=False"),
+        (Recipe(switch=Switch(at=0.5, lr=0.1)), "SGD cannot take over from SparseAdam"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            imported(recipe).build_optimizer(Tables(True, True), 5)
+
+
 def test_an_exported_module_runs_where_adamtune_is_not_installed(tmp_path: Path) -> None:
     write_export(tmp_path / "optim_recipe.py", export_recipe(Recipe.default(), "python").text, force=False)
     code = (

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from adamtune import groups, handover
+from adamtune import groups, handover, sparse
 from adamtune.export import told
 from adamtune.export.format import Context, Format, Settings
 from adamtune.recipe import GroupRule, Recipe, Schedule, Switch, WarmupSteps
@@ -40,6 +40,11 @@ def python_module(
         parts += [_source(handover.AdamThenSGD), _source(handover.HandoverLR)]
     if recipe.groups:
         parts.append(_matching(by_kind))
+    parts.append(_SPARSE_TABLES)
+    if not _refused_for_sparse(recipe):
+        parts.append(_tables_apart(recipe))
+    if _has_sparse_adam(recipe):
+        parts += [_sparse_adam(recipe), _source(sparse.AdamBesideSparseAdam)]
     if by_kind:
         parts += [
             _CLASSES_BY_KIND,
@@ -97,12 +102,13 @@ def _imports(recipe: Recipe, by_kind: bool) -> str:
         lines.append("import copy")
     if recipe.schedule.kind == "cosine" or recipe.switch:
         lines.append("import math")
-    abstract = ["Callable"] * bool(recipe.switch) + ["Iterator"] * by_kind
+    stepping = recipe.switch is not None or _has_sparse_adam(recipe)  # with an optimizer's step of its own
+    abstract = ["Callable"] * stepping + ["Iterator"] * by_kind
     if abstract:
         lines.append(f"from collections.abc import {', '.join(abstract)}")
     if recipe.groups:
         lines.append("from fnmatch import fnmatchcase")
-    if recipe.switch:
+    if stepping:
         lines.append("from typing import Any")
     lines += ["", "import torch", "from torch import Tensor, nn" if by_kind else "from torch import nn"]
     if by_kind:
@@ -157,21 +163,32 @@ def _build(recipe: Recipe) -> str:
     else:
         grouped = """    named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
     groups = [{"name": "default", "params": named, **DEFAULT}]"""
-    made = f"""    optimizer = {optimizer}(groups, lr=DEFAULT["lr"])
-    return optimizer, LambdaLR(optimizer, lambda step: lr_multiplier(step, total_steps))"""
+    made = f"""    optimizer = {optimizer}(groups, lr=DEFAULT["lr"])"""
+    scheduler = "LambdaLR"
     if recipe.switch:
         first = switch_at_source(recipe.switch, "total_steps")
         momentum = repr(recipe.switch.momentum)
         made = f"""    switch_at = {first}  # SGD's first update
-    optimizer = AdamThenSGD(groups, {optimizer}, switch_at, DEFAULT["lr"], DEFAULT["sgd_lr"], momentum={momentum})
-    return optimizer, HandoverLR(optimizer, lambda step: lr_multiplier(step, total_steps))"""
+    optimizer = AdamThenSGD(groups, {optimizer}, switch_at, DEFAULT["lr"], DEFAULT["sgd_lr"], momentum={momentum})"""
+        scheduler = "HandoverLR"
+    if refused := _refused_for_sparse(recipe):
+        made = f"""    if sparse_tables(model):
+        raise ValueError("{refused}; build the tables with sparse=False")
+{made}"""
+    elif _has_sparse_adam(recipe):
+        made = f"""    tables = sparse_tables(model)
+    optimizer = with_sparse_adam(groups, tables) if tables else {optimizer}(groups, lr=DEFAULT["lr"])"""
+    else:
+        made = f"""    groups = tables_apart(groups, sparse_tables(model))
+{made}"""
     return f'''DEFAULT = {settings!r}
 
 
 def build_optimizer(model: nn.Module, total_steps: int) -> tuple[torch.optim.Optimizer, LambdaLR]:
     """Optimizer and scheduler for a run of total_steps optimizer steps; call scheduler.step() after every step."""
 {grouped}
-{made}'''
+{made}
+    return optimizer, {scheduler}(optimizer, lambda step: lr_multiplier(step, total_steps))'''
 
 
 def switch_at_source(switch: Switch, total_steps: str) -> str:
@@ -239,6 +256,56 @@ def takes(rule: dict, name: str, kind: str | None) -> bool:
     return ("kind" not in rule or kind in rule["kind"]) and (
         "params" not in rule or any(fnmatchcase(name, pattern) for pattern in rule["params"])
     )'''
+
+
+def _refused_for_sparse(recipe: Recipe) -> str | None:
+    """Why torch cannot train tables with sparse gradients by this recipe; see `adamtune.optim`."""
+    if recipe.clip_norm is not None:
+        return "torch cannot clip sparse gradients, as those of nn.Embedding(sparse=True) are"
+    if recipe.switch is not None:
+        return "SGD cannot take over from SparseAdam, which nn.Embedding(sparse=True) needs"
+    return None
+
+
+def _has_sparse_adam(recipe: Recipe) -> bool:
+    return recipe.optimizer != "sgd" and not _refused_for_sparse(recipe)
+
+
+_SPARSE_TABLES = '''def sparse_tables(model: nn.Module) -> set[int]:
+    """Ids of the tables whose gradients hold the rows of the batch only, as those of nn.Embedding(sparse=True)."""
+    tables = [module for module in model.modules() if isinstance(module, (nn.Embedding, nn.EmbeddingBag))]
+    return {id(table.weight) for table in tables if table.sparse and table.weight.requires_grad}'''
+
+
+def _tables_apart(recipe: Recipe) -> str:
+    decayed = [rule.name for rule in recipe.groups if rule.weight_decay]
+    refused = f"""
+        if rows and group["name"] in {decayed!r}:
+            raise ValueError(f"group {{group['name']}}: torch cannot decay the sparse table {{rows[0][0]}}")"""
+    return f'''def tables_apart(groups: list[dict], tables: set[int]) -> list[dict]:
+    """The groups with their sparse tables in groups of their own, which do not decay: torch cannot decay them."""
+    split = []
+    for group in groups:
+        dense = [(name, param) for name, param in group["params"] if id(param) not in tables]
+        rows = [(name, param) for name, param in group["params"] if id(param) in tables]{refused if decayed else ""}
+        if dense:
+            split.append({{**group, "params": dense}})
+        if rows:
+            name = group["name"] + "_sparse" if dense else group["name"]
+            split.append({{**group, "name": name, "params": rows, "weight_decay": 0.0}})
+    return split'''
+
+
+def _sparse_adam(recipe: Recipe) -> str:
+    optimizer = told.torch_class(recipe)
+    return f'''def with_sparse_adam(groups: list[dict], tables: set[int]) -> torch.optim.Optimizer:
+    """{optimizer}, and SparseAdam for the sparse tables, which {optimizer} refuses."""
+    groups = tables_apart(groups, tables)
+    sparse = [id(group["params"][0][1]) in tables for group in groups]
+    if all(sparse):
+        return torch.optim.SparseAdam(groups, lr=DEFAULT["lr"])
+    groups = [{{**group, "sparse": rows}} for group, rows in zip(groups, sparse, strict=True)]
+    return AdamBesideSparseAdam(groups, {optimizer}, DEFAULT["lr"])'''
 
 
 def _source(part: Any) -> str:
