@@ -56,6 +56,21 @@ def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return ((name, param) for name, param in model.named_parameters() if param.requires_grad)
 
 
+def own_name(name: str, model: nn.Module) -> str:
+    """A parameter's name in the user's own model, where `model` is that model compiled or made parallel."""
+    name = unwrapped(name)
+    outermost = getattr(model, "_orig_mod", model)
+    parallel = isinstance(outermost, (nn.parallel.DistributedDataParallel, nn.DataParallel))
+    return name.removeprefix("module.") if parallel else name
+
+
+def unwrapped(name: str) -> str:
+    """A parameter's name without what torch.compile, FSDP and activation checkpointing put into it."""
+    for wrapper in ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."):
+        name = name.replace(wrapper, "")
+    return name
+
+
 def kinds(model: nn.Module) -> dict[str, Kind]:
     """The kind of every trainable parameter, by name.
 
@@ -132,7 +147,7 @@ def param_groups(recipe: Recipe, model: nn.Module) -> list[ParamGroup]:
     """The param groups `recipe` makes of `model`: one a rule that matches anything, in rule order, then `default`.
 
     Tables with sparse gradients that lie in one group with other parameters have a group of their own behind it, called
-    as it is with `_sparse` at the end.
+    as it is with `_sparse` at the end. Rules match by `own_name`; a group's `names` are those that `model` has.
 
     Raises `RecipeError` when the model has no trainable parameter or an uninitialised one, when a rule with `params`
     patterns matches none, or only what rules before it take (a rule by kind alone may: not every model has embeddings),
@@ -148,8 +163,8 @@ def param_groups(recipe: Recipe, model: nn.Module) -> list[ParamGroup]:
     members: dict[str, list[tuple[str, nn.Parameter]]] = {rule.name: [] for rule in recipe.groups}
     members[DEFAULT] = []
     for name, param in trainable(model):
-        members[group_of(recipe, name, kind_of[name])].append((name, param))
-    _refuse_idle(recipe, kind_of)
+        members[group_of(recipe, own_name(name, model), kind_of[name])].append((name, param))
+    _refuse_idle(recipe, {own_name(name, model): kind for name, kind in kind_of.items()})
     rules = {rule.name: rule for rule in recipe.groups}
     sparse = {id(module.weight) for module in model.modules() if isinstance(module, _EMBEDDINGS) and module.sparse}
     made = []
@@ -181,7 +196,7 @@ def group_of(recipe: Recipe, name: str, kind: Kind) -> str:
 def takes(match: Match, name: str, kind: Kind) -> bool:
     """Whether a rule's `match` fits a parameter of this name and kind."""
     return (match.kind is None or kind in match.kind) and (
-        match.params is None or any(fnmatchcase(name, pattern) for pattern in match.params)
+        match.params is None or any(fnmatchcase(unwrapped(name), unwrapped(pattern)) for pattern in match.params)
     )
 
 

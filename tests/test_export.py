@@ -200,6 +200,34 @@ def test_an_exported_module_uses_all_it_imports_and_all_it_defines(recipe: Recip
     assert bound - used <= {"annotations", "build_optimizer"}
 
 
+@settings(max_examples=15, deadline=None)
+@given(recipes(params=("head.*", "*.weight", "norm.*")), st.sampled_from(["compiled", "parallel", "checkpointed"]))
+@example(Recipe(groups=(HEAD,)), "parallel")
+def test_an_exported_module_groups_a_wrapped_model_as_the_recipe(recipe: Recipe, wrapper: str) -> None:
+    wrap = {"compiled": compiled, "parallel": nn.DataParallel, "checkpointed": checkpointed}[wrapper]
+    build = imported(recipe).build_optimizer
+    try:
+        ours, _ = recipe.build(wrap(Net()), total_steps=5)
+    except RecipeError:
+        with pytest.raises(ValueError, match=r"match (no parameter of the model|only what groups before it take)"):
+            build(wrap(Net()), 5)
+        return
+    theirs, _ = build(wrap(Net()), 5)
+    names = [(group["name"], group["param_names"]) for group in ours.param_groups]
+    assert [(group["name"], group["param_names"]) for group in theirs.param_groups] == names
+
+
+def compiled(model: nn.Module) -> Any:
+    return torch.compile(model, backend="eager")
+
+
+def checkpointed(model: nn.Module) -> nn.Module:
+    """With what torch's activation checkpointing puts into the names below a layer that it wraps."""
+    for name, layer in list(model.named_children()):
+        model.add_module(name, nn.ModuleDict({"_checkpoint_wrapped_module": layer}))
+    return model
+
+
 class Tables(nn.Module):
     """Two tables, of which one or both have sparse gradients, and maybe a layer behind them."""
 

@@ -370,6 +370,49 @@ def test_rules_that_name_only_what_rules_before_them_take_are_refused_with_both_
         groups(model, rule("biases", kind="bias"), rule("mine", params="*.bias"))
 
 
+class Body(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = nn.Linear(D, D, bias=False)
+        self.head = nn.Linear(D, 2, bias=False)
+
+
+class OwnModule(nn.Module):
+    """Holds a model as `module`, as DistributedDataParallel does, and is none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = Body()
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "before"),
+    [
+        (lambda: torch.compile(Body(), backend="eager"), "_orig_mod."),
+        (lambda: nn.DataParallel(Body()), "module."),
+        (lambda: torch.compile(nn.DataParallel(Body()), backend="eager"), "_orig_mod.module."),
+        (lambda: nn.DataParallel(torch.compile(Body(), backend="eager")), "module._orig_mod."),
+        (lambda: nn.ModuleDict({"_fsdp_wrapped_module": Body()}), "_fsdp_wrapped_module."),
+        (lambda: nn.ModuleDict({"_checkpoint_wrapped_module": Body()}), "_checkpoint_wrapped_module."),
+    ],
+)
+def test_patterns_match_the_names_of_a_model_before_it_was_wrapped(
+    wrapped: Callable[[], nn.Module], before: str
+) -> None:
+    inner, head = f"{before}module.weight", f"{before}head.weight"
+    assert groups(wrapped(), rule("last", params="head.*")) == {"last": {head}, DEFAULT: {inner}}
+    assert groups(wrapped(), rule("inner", params="module.*")) == {"inner": {inner}, DEFAULT: {head}}
+    with pytest.raises(RecipeError, match=r"match no parameter of the model, which has e\.g\. module\.weight, head"):
+        groups(wrapped(), rule("none", params="tail.*"))
+
+
+def test_names_of_a_compiled_model_are_patterns_too_and_a_module_of_ones_own_keeps_its_name() -> None:
+    found = groups(Body(), rule("last", params="_orig_mod.head.weight"))
+    assert found == {"last": {"head.weight"}, DEFAULT: {"module.weight"}}
+    with pytest.raises(RecipeError, match="match no parameter"):
+        groups(OwnModule(), rule("last", params="head.*"))
+
+
 def test_a_kind_the_model_does_not_have_is_fine() -> None:
     assert groups(nn.Linear(D, D), rule("tables", kind="embedding")) == {DEFAULT: {"weight", "bias"}}
 

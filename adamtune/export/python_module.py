@@ -29,6 +29,7 @@ def python_module(
     loop).
     """
     by_kind = any(rule.match.kind for rule in recipe.groups)
+    by_name = any(rule.match.params for rule in recipe.groups)
     parts = [
         _header(recipe, title, use or textwrap.indent(_loop(recipe), "    ")),
         "\n".join([_imports(recipe, by_kind), *imports]),
@@ -39,7 +40,9 @@ def python_module(
     if recipe.switch:
         parts += [_source(handover.AdamThenSGD), _source(handover.HandoverLR)]
     if recipe.groups:
-        parts.append(_matching(by_kind))
+        parts.append(_matching(by_kind, by_name))
+    if by_name:
+        parts += [_source(groups.own_name), _source(groups.unwrapped)]
     parts.append(_SPARSE_TABLES)
     if not _refused_for_sparse(recipe):
         parts.append(_tables_apart(recipe))
@@ -135,7 +138,7 @@ def _rule(recipe: Recipe, rule: GroupRule) -> dict[str, Any]:
     if rule.match.kind:
         settings["kind"] = list(rule.match.kind)
     if rule.match.params:
-        settings["params"] = list(rule.match.params)
+        settings["params"] = [groups.unwrapped(pattern) for pattern in rule.match.params]
     settings["settings"] = _settings(recipe, rule)
     return settings
 
@@ -232,18 +235,19 @@ EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 PROJECTIONS = (nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d)"""
 
 
-def _matching(by_kind: bool) -> str:
+def _matching(by_kind: bool, by_name: bool) -> str:
     kind_of = "kinds(model)" if by_kind else "dict.fromkeys(name for name, _ in named)"
+    own_name = "own_name(name, model)" if by_name else "name"
     return f'''def param_groups(model: nn.Module) -> list[dict]:
     """Every trainable parameter in exactly one group."""
     named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
     kind_of = {kind_of}
     members = {{rule["name"]: [] for rule in GROUPS}} | {{"default": []}}
     for name, param in named:
-        rule = next((rule for rule in GROUPS if takes(rule, name, kind_of[name])), {{"name": "default"}})
+        rule = next((rule for rule in GROUPS if takes(rule, {own_name}, kind_of[name])), {{"name": "default"}})
         members[rule["name"]].append((name, param))
     for rule in GROUPS:
-        if "params" in rule and not any(takes(rule, name, kind_of[name]) for name, _ in named):
+        if "params" in rule and not any(takes(rule, {own_name}, kind_of[name]) for name, _ in named):
             raise ValueError(f"group {{rule['name']}}: {{rule['params']}} match no parameter of the model")
         if "params" in rule and not members[rule["name"]]:
             raise ValueError(f"group {{rule['name']}}: {{rule['params']}} match only what groups before it take")
