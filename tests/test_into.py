@@ -425,6 +425,21 @@ def test_an_edited_json_file_is_json_that_says_the_settings(
 # --- files
 
 
+def test_accelerates_own_settings_stay_and_are_added_only_where_they_are_missing(tmp_path: Path) -> None:
+    own = {"train_micro_batch_size_per_gpu": 4, "zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}
+    for before, after in (
+        (own, own),
+        ({}, {"train_micro_batch_size_per_gpu": "auto", "zero_optimization": {"stage": 0}}),
+    ):
+        path = tmp_path / "ds.json"
+        path.write_text(json.dumps(before))
+        found = export_into(Recipe(), "accelerate", path, Context(60)).edit
+        assert found is not None
+        assert found.replaced == ()
+        said = json.loads(found.after)
+        assert {key: said[key] for key in own} == after
+
+
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
     path = tmp_path / "train.yaml"

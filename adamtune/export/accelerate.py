@@ -16,7 +16,7 @@ def _settings(recipe: Recipe, context: Context) -> Settings:
     told = deepspeed.settings(recipe, context)
     # accelerate refuses a file without ZeRO settings (stage 0 is none), and fills in the batch size of the dataloader.
     own = {"train_micro_batch_size_per_gpu": "auto", "zero_optimization": {"stage": 0}}
-    return Settings({**told.values, **own}, told.unsaid)
+    return Settings({**told.values, **own}, told.unsaid, placeholders=tuple(own))
 
 
 _PREPARE = '''def prepare(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,17 +38,25 @@ class EditedText:
 
 
 def edit(
-    text: str, values: Mapping[str, Any], syntax: Syntax, source: str, neutral: Mapping[str, Any] | None = None
+    text: str,
+    values: Mapping[str, Any],
+    syntax: Syntax,
+    source: str,
+    neutral: Mapping[str, Any] | None = None,
+    placeholders: Collection[str] = (),
 ) -> EditedText:
-    """Set `values` in a text: mappings key by key, anything else, lists too, as a whole. `neutral` only where it is.
+    """Set `values` in a text: mappings key by key, anything else, lists too, as a whole.
+
+    `neutral` only where the text has the key at the top, and the values of `placeholders` only where it has not.
 
     Raises `DocumentError` where the text is not valid, `ExportError` where a value has no place in it: a scalar stands
     where a mapping is needed or the reverse, or a change would also change what an alias or merge says elsewhere.
     """
     document = Document.parse(text, source, syntax)
-    if neutral and isinstance(document.root, yaml.MappingNode):
+    if isinstance(document.root, yaml.MappingNode):
         there = document.own(document.root).keys() | document.merged(document.root).keys()
-        values = {**values, **{key: value for key, value in neutral.items() if key in there}}
+        values = {key: value for key, value in values.items() if key not in placeholders or key not in there}
+        values |= {key: value for key, value in (neutral or {}).items() if key in there}
     values = jsonable(dict(values)) if syntax == "json" else _listed(values)
     editor = _Editor(document, text, syntax, source)
     if document.root is None:

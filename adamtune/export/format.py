@@ -35,6 +35,8 @@ class Settings:
     unsaid: tuple[Unsaid, ...] = ()
     neutral: Mapping[str, Any] = field(default_factory=dict)
     """Keys at the top that would say otherwise where a file has them already, and the value that says nothing."""
+    placeholders: tuple[str, ...] = ()
+    """Keys at the top that the consumer asks for and the recipe says nothing about: what a file has there stays."""
 
 
 @dataclass(frozen=True)

@@ -62,14 +62,16 @@ class FileEdit:
 
 
 def edit_file(path: Path, settings: Settings, syntax: Syntax) -> FileEdit:
-    """Settings put into a YAML or JSON file: mappings key by key, all else as a whole; `neutral` where it has the key.
+    """Settings put into a YAML or JSON file: mappings key by key, all else as a whole; `neutral` where it has the key,
+    `placeholders` where it has not.
 
     The file is read as its ending says (`.json`, `.yaml`, `.yml`), and as `syntax` where that says neither. Raises
     `ExportError` or `DocumentError` where there is no such file, it is no valid document, or a value has no place in it
     (`adamtune.export.edits.edit`).
     """
     before = _read(path)
-    edited = edit(before, settings.values, _ENDINGS.get(path.suffix.lower(), syntax), str(path), settings.neutral)
+    syntax = _ENDINGS.get(path.suffix.lower(), syntax)
+    edited = edit(before, settings.values, syntax, str(path), settings.neutral, settings.placeholders)
     return FileEdit(path, before, edited.text, edited.added, edited.replaced, edited.left)
 
 
