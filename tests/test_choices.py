@@ -249,6 +249,13 @@ def test_warmups_are_distinct_and_tried_at_two_learning_rates(horizon: int) -> N
     assert len(first) == 2 * len(lab.context.seeds.search) * len(steps)
 
 
+@pytest.mark.parametrize(("low", "high", "tried"), [(0.1, 1.0, {1e-2}), (1e-2, 1.78e-2, {1e-2, 1.778e-2})])
+def test_the_higher_lr_of_a_warmup_lies_inside_the_specs_range(low: float, high: float, tried: set[float]) -> None:
+    lab = bench(with_noise(lambda recipe: 0.0), horizon=100, space={"lr": {"low": low, "high": high}})
+    ask(lab, "warmup")
+    assert {request.recipe.lr for request in lab.engine.opened} == tried
+
+
 def test_a_warmup_in_steps_is_written_as_such() -> None:
     lab = bench(with_noise(lambda recipe: -0.3 * (warmup_steps(recipe.schedule, 4000) == 500)), horizon=4000)
     answer = ask(lab, "warmup")

@@ -47,7 +47,7 @@ def _candidates(spec: Spec, incumbent: Recipe) -> list[Candidate]:
         label = f"{warmup.steps} steps" if isinstance(warmup, WarmupSteps) else f"{warmup:g}"
         candidates.append(Candidate(label, warmed, told))
         higher = float(f"{incumbent.lr * ASIDE:.4g}")
-        if higher <= limits.high:
+        if limits.low <= higher <= limits.high:
             candidates.append(Candidate(f"{label} at lr x{ASIDE:.3g}", warmed.with_knob("lr", higher), told))
     return candidates
 
