@@ -297,6 +297,14 @@ def test_the_ladder_stops_at_the_limits_and_says_so(best: float, end: str) -> No
     assert all(limits.low * 0.999 <= lr <= limits.high * 1.001 for lr in found.lrs)
 
 
+@pytest.mark.parametrize(("best", "widened"), [(1e-6, 1e-3), (1.0, 1e-1)])
+def test_the_ladder_leaves_no_hole_where_it_may_try_but_one_more(best: float, widened: float) -> None:
+    lab = bench(bowl(best))
+    lrs = [10**-2.5, 1e-2, 10**-1.5]
+    found = ladder(lab.context, "lr", Recipe(), lrs, 20, 0.5, lab.context.spec.knob("lr"), most=4)
+    assert found.lrs == pytest.approx(sorted([*lrs, widened]))
+
+
 def test_the_ladder_goes_down_where_all_it_tried_diverged() -> None:
     lab = bench(lambda recipe, seed: bowl(1e-6)(recipe, seed) if recipe.lr < 1e-5 else NAN)
     found = ladder(lab.context, "lr", Recipe(), [1e-3, 1e-2], 20, 0.5, lab.context.spec.knob("lr"))

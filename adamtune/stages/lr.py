@@ -84,9 +84,9 @@ def ladder(
 
 
 def _beyond(response: Response, spacing: float, limits: Knob) -> list[float]:
-    """The next learning rates past an end where the best lies; none at the limits."""
+    """The next learning rates past an end where the best lies, the nearest first; none at the limits."""
     if not any(map(math.isfinite, response.scores)) or response.at_low_end:
-        steps = [response.lrs[0] * 10 ** (-spacing * k) for k in (2, 1)]
+        steps = [response.lrs[0] * 10 ** (-spacing * k) for k in (1, 2)]
     elif response.at_high_end:
         steps = [response.lrs[-1] * 10 ** (spacing * k) for k in (1, 2)]
     else:
