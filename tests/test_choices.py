@@ -462,10 +462,10 @@ def bits(seconds: Mapping[str, float], losses: Mapping[str, float], device: str 
 @pytest.mark.parametrize(
     ("bf16", "loss", "verdict", "reason"),
     [
-        (0.5, 0.0, "changed", "bf16 takes 0.50 of the time of fp32; no better by evidence"),
-        (0.5, -0.3, "changed", "bf16 takes 0.50 of the time of fp32; better by evidence"),
+        (0.5, 0.0, "changed", "bf16 with eps 1e-06 takes 0.50 of the time of fp32; no better by evidence"),
+        (0.5, -0.3, "changed", "bf16 with eps 1e-06 takes 0.50 of the time of fp32; better by evidence"),
         (0.5, 0.3, "kept", "no better by evidence"),
-        (0.98, 0.0, "kept", "bf16 takes 0.98 of the time of fp32, which is no gain"),
+        (0.98, 0.0, "kept", "bf16 with eps 1e-06 takes 0.98 of the time of fp32, which is no gain"),
         (2.0, -0.3, "kept", "which is no gain"),
         (0.5, NAN, "kept", "bf16 diverged"),
     ],
@@ -498,6 +498,12 @@ def test_16_bits_pass_as_not_worse_on_all_seeds_of_confirmation(direction: str, 
     taken = [answer for answer in (asked(0.0, seed) for seed in range(10)) if answer.evidence]
     assert len(taken) >= 8
     assert all(len(each.evidence.seeds) == 12 or each.evidence.verdict is Verdict.CHANGED for each in taken)
+
+
+def test_16_bits_that_leave_eps_as_it_is_do_not_name_it() -> None:
+    answer = ask(bits({"fp32": 1.0, "bf16": 0.5}, {}), "precision", Recipe(lr=1e-2, eps=1e-5))
+    assert answer.recipe.eps == 1e-5
+    assert answer.reason.startswith("bf16 takes 0.50 of the time of fp32")
 
 
 def test_fp32_is_gone_back_to_on_evidence_alone() -> None:

@@ -83,7 +83,9 @@ def run(context: StageContext, incumbent: Recipe) -> StageAnswer:
     told = []
     for each in sorted(candidates, key=lambda each: seconds[each.label]):
         ratio = seconds[each.label] / seconds[own.label] if seconds[own.label] else math.inf
-        pace = f"{each.label} takes {ratio:.2f} of the time of {own.label}"
+        others = [f"{name} {after:g}" for name, (_, after) in incumbent.diff(each.recipe).items() if name != NAME]
+        named = f"{each.label} with {', '.join(others)}" if others else each.label
+        pace = f"{named} takes {ratio:.2f} of the time of {own.label}"
         short = each.label != "fp32"
         if not math.isfinite(scores[each.label]):
             told.append(f"{each.label} diverged")
