@@ -37,15 +37,18 @@ def _is_tensors(data: Any) -> bool:
     return isinstance(data, Sequence) and all(isinstance(item, Tensor) for item in data)
 
 
-def check_rows(name: str, data: Any) -> None:
-    """Raise `TaskError` where `data`, called `name`, are columns that would be taken for the rows of a dataset (NumPy
-    arrays, a dict), or tensors without rows, or with unequal numbers of them.
+def check_data(name: str, data: Any) -> None:
+    """Raise `TaskError` where `data`, called `name`, cannot be read again and again, are columns that would be taken for
+    the rows of a dataset (NumPy arrays, a dict), or tensors without rows, or with unequal numbers of them.
     """
     if isinstance(data, tuple | list) and any(isinstance(item, np.ndarray) for item in data):
         raise TaskError(f"{name} holds NumPy arrays; give tensors, each made by torch.from_numpy(array)")
     if isinstance(data, Mapping):
         what = f"{name} is a {type(data).__name__}, which has no rows to draw"
         raise TaskError(f"{what}; give tensors as a tuple, or a Dataset whose items are dicts")
+    rows = hasattr(data, "__len__") and hasattr(data, "__getitem__")
+    if not (rows or isinstance(data, DataLoader | IterableDataset)):
+        raise TaskError(f"{name} is a {type(data).__name__}; give a DataLoader, a Dataset with a length or tensors")
     lengths = [len(tensor) for tensor in data] if _is_tensors(data) else [1]
     if not lengths or not lengths[0] or len(set(lengths)) > 1:
         what = f"the tensors of {name} are empty or of unequal length: {lengths} rows"

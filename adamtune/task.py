@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from adamtune.errors import AdamtuneError, InputError, TaskError, TaskReferenceError
 from adamtune.randomness import seeded
 from adamtune.supervised_calls import called, own_loss, split_batch
-from adamtune.supervised_data import check_rows, endless, one_pass
+from adamtune.supervised_data import check_data, endless, one_pass
 from adamtune.yaml_text import nearest
 
 _STDLIB = Path(sysconfig.get_paths()["stdlib"])
@@ -100,7 +100,7 @@ class Task:
         """
 
         for place, data in (("train_data", train_data), ("val_data", val_data)):
-            check_rows(place, data)
+            check_data(place, data)
         if batch_size < 1:
             raise TaskError(f"batch_size is {batch_size}; it must be at least 1")
 

@@ -733,6 +733,15 @@ def test_a_batch_without_rows_is_refused(batch_size: int) -> None:
         supervised((X, Y), batch_size=batch_size)
 
 
+@pytest.mark.parametrize("place", ["train_data", "val_data"])
+@pytest.mark.parametrize("data", [((X, Y) for _ in range(3)), iter([X]), None, zip(X, Y, strict=True)])
+def test_data_of_another_kind_are_told_where_and_what_they_must_be(place: str, data: Any) -> None:
+    given = {"train_data": (X, Y), "val_data": (X, Y)} | {place: data}
+    told = f"^{place} is a {type(data).__name__}; give a DataLoader, a Dataset with a length or tensors$"
+    with pytest.raises(TaskError, match=told):
+        Task.supervised(Keyed, **given)
+
+
 class Walk:
     """An environment whose place is a walk of chance, pushed."""
 
