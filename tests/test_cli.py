@@ -310,6 +310,7 @@ def test_several_problems_are_told_in_one_go_each_with_its_path(cli: Cli, specs:
         (["lr-find", "TASK", "--task-arg", "=3"], "--task-arg =3: write it as name=value"),
         (["lr-find", "TASK", "--task-arg", "pause=["], "--task-arg pause: line 1"),
         (["lr-find", "TASK", "--task-arg", "paus=1"], "it takes: pause"),
+        (["init", "--kind", "tensorflow"], "Invalid value for '--kind': 'tensorflow' is not one of 'pytorch'"),
         (["show", "gone"], "gone does not exist"),
         (["show", "/"], "is no run directory: it has no result.json"),
         (

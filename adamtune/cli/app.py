@@ -79,7 +79,8 @@ def run(arguments: list[str], debug: bool = False) -> int:
             raise KeyboardInterrupt
         return code if isinstance(code, int) else ExitCode.DONE
     except typer.TyperException as error:  # a wrong option or argument
-        return _tell(error.format_message(), error.exit_code, debug)
+        message = error.format_message().replace(": Value error, ", ": ", 1)  # pydantic's words, by way of typer
+        return _tell(message, error.exit_code, debug)
     except AdamtuneError as error:
         return _tell(str(error), error.exit_code, debug)
     except (KeyboardInterrupt, typer.Abort):  # the latter at a question, where Ctrl-D does so too
