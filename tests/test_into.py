@@ -425,6 +425,44 @@ def test_an_edited_json_file_is_json_that_says_the_settings(
 # --- files
 
 
+ADAMW = {"_target_": "torch.optim.AdamW", "lr": 0.5}
+NODES = [
+    ("opt: {_target_: torch.optim.SGD, lr: 1, nesterov: true}\n", ADAMW, ["$.opt.nesterov"]),
+    ("base: &b {nesterov: true}\nopt:\n  <<: *b\n  _target_: torch.optim.SGD\n", ADAMW, ["$.opt.nesterov"]),
+    (
+        "opt:\n  class_path: SGD\n  init_args: {lr: 1, momentum: 0.9, dampening: 0}\n",
+        {"class_path": "AdamW", "init_args": {"lr": 0.5}},
+        ["$.opt.init_args.momentum", "$.opt.init_args.dampening"],
+    ),
+    (
+        "opt: {type: WarmupLR, params: {warmup_min_lr: 0}}\n",
+        {"type": "WarmupCosineLR", "params": {"total_num_steps": 9}},
+        ["$.opt.params.warmup_min_lr"],
+    ),
+    ("opt: {_component_: StepLR, step_size: 3}\n", {"_component_": "cosine"}, ["$.opt.step_size"]),
+]
+
+
+@pytest.mark.parametrize(("text", "node", "stay"), NODES)
+def test_arguments_of_another_class_are_refused_by_name(text: str, node: dict[str, Any], stay: list[str]) -> None:
+    told = re.escape(f"would stay under the new one: {', '.join(stay)}; delete them there first")
+    with pytest.raises(ExportError, match=told):
+        yaml_edit(text, {"opt": node})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "opt: {_target_: torch.optim.AdamW, fused: true}\n",
+        "opt: {_target_: torch.optim.SGD, lr: 1, _convert_: all}\n",
+        "opt: {fused: true}\n",
+    ],
+)
+def test_arguments_of_the_same_class_and_hydras_own_keys_stay(text: str) -> None:
+    before = yaml.safe_load(text)["opt"]
+    assert yaml.safe_load(yaml_edit(text, {"opt": ADAMW}))["opt"] == before | ADAMW
+
+
 def test_accelerates_own_settings_stay_and_are_added_only_where_they_are_missing(tmp_path: Path) -> None:
     own = {"train_micro_batch_size_per_gpu": 4, "zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}
     for before, after in (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,8 @@ from adamtune.export.places import Alias, Document, Syntax, alike
 from adamtune.rundir import jsonable
 
 _COMMA = re.compile(r"(?:\s|#[^\n]*\n)*,")
+_CLASS_KEYS = ("_target_", "_component_", "class_path", "type")
+"""Where hydra, torchtune, LightningCLI and DeepSpeed name the class that a mapping makes."""
 _REST_OF_LINE = re.compile(r"[ \t]*(?:[ \t]#[^\r\n]*)?(?=\r?\n)")
 
 
@@ -50,13 +52,19 @@ def edit(
     `neutral` only where the text has the key at the top, and the values of `placeholders` only where it has not.
 
     Raises `DocumentError` where the text is not valid, `ExportError` where a value has no place in it: a scalar stands
-    where a mapping is needed or the reverse, or a change would also change what an alias or merge says elsewhere.
+    where a mapping is needed or the reverse, a change would also change what an alias or merge says elsewhere, or a
+    class is replaced by another and arguments of it would stay.
     """
     document = Document.parse(text, source, syntax)
     if isinstance(document.root, yaml.MappingNode):
         there = document.own(document.root).keys() | document.merged(document.root).keys()
         values = {key: value for key, value in values.items() if key not in placeholders or key not in there}
         values |= {key: value for key, value in (neutral or {}).items() if key in there}
+        if misfits := list(_misfits(document, document.root, values, "$")):
+            raise ExportError(
+                f"{source} names another class than the recipe does, and these arguments would stay under the new one: "
+                f"{', '.join(misfits)}; delete them there first"
+            )
     values = jsonable(dict(values)) if syntax == "json" else _listed(values)
     editor = _Editor(document, text, syntax, source)
     if document.root is None:
@@ -69,6 +77,23 @@ def edit(
     if not says_only(document, after, values, syntax):
         raise ExportError(f"{source} is written in a way that cannot be edited safely; edit it by hand")
     return EditedText(after, tuple(editor.added), tuple(editor.replaced), tuple(editor.left))
+
+
+def _misfits(
+    document: Document, node: yaml.MappingNode, values: Mapping[str, Any], path: str, replaced: bool = False
+) -> Iterator[str]:
+    """Arguments, as paths, that would stay under a class that `values` replace; `replaced`: that of a mapping above."""
+    there = document.merged(node) | {key: value for key, (_, value) in document.own(node).items()}
+    replaced = replaced or any(
+        key in there and key in values and not alike(document.says(there[key]), values[key]) for key in _CLASS_KEYS
+    )
+    for key, old in there.items():
+        inner = document.target(old)
+        if key not in values:
+            if replaced and not key.startswith("_"):  # hydra's own, as _convert_
+                yield f"{path}.{key}"
+        elif isinstance(inner, yaml.MappingNode) and isinstance(values[key], Mapping):
+            yield from _misfits(document, inner, values[key], f"{path}.{key}", replaced)
 
 
 class _Editor:
