@@ -15,6 +15,7 @@ from adamtune.groups import param_groups
 from adamtune.handover import AdamThenSGD
 from adamtune.live_ramp import range_test
 from adamtune.optim import optimizer_for
+from adamtune.probe import AdamProbe
 from adamtune.recipe import GroupRule, Match, Recipe, Schedule, Switch
 from adamtune.schedule import multiplier, switch_step
 
@@ -246,3 +247,14 @@ def test_a_range_test_within_a_run_neither_hands_over_nor_moves_it(before: int) 
     for _ in range(30 - before):
         run.step(next(data))
     assert gap(run.model, train(SWITCHED, 30)) == 0.0
+
+
+@pytest.mark.parametrize("before", [5, 20])
+def test_a_probe_made_on_either_side_counts_from_the_updates_made(before: int) -> None:
+    run, data = Run(), batches()
+    for _ in range(before):
+        run.step(next(data))
+    probe = AdamProbe(run.optimizer, run.model)
+    run.step(next(data))
+    probe.step()
+    assert probe.records[-1][0] == before + 1

@@ -189,8 +189,8 @@ def _one_minus_power(beta: float, steps: Tensor) -> Tensor:
 
 
 def steps_made(optimizer: Optimizer) -> int:
-    """What Adam's own state counts; 0 before its first step, and of those that count none."""
-    counts = [
-        state["step"] for state in optimizer.state.values() if isinstance(state.get("step"), int | float | Tensor)
-    ]
-    return max((int(count) for count in counts if count < math.inf), default=0)
+    """What Adam's own state counts, or AdamThenSGD; 0 before the first step, and of those that count none."""
+    counts = [state.get("step") for state in optimizer.state.values()]
+    counts += [group.get("updates") for group in optimizer.param_groups]
+    known = (count for count in counts if isinstance(count, int | float | Tensor))
+    return max((int(count) for count in known if count < math.inf), default=0)
