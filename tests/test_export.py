@@ -228,6 +228,12 @@ def checkpointed(model: nn.Module) -> nn.Module:
     return model
 
 
+@pytest.mark.parametrize("recipe", [Recipe(), Recipe.default()])
+def test_an_exported_module_refuses_a_lazy_layer_that_has_seen_no_batch(recipe: Recipe) -> None:
+    with pytest.raises(ValueError, match=r"the lazy parameter 0\.weight has no shape yet"):
+        imported(recipe).build_optimizer(nn.Sequential(nn.LazyLinear(3)), 5)
+
+
 class Tables(nn.Module):
     """Two tables, of which one or both have sparse gradients, and maybe a layer behind them."""
 

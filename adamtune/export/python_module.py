@@ -189,6 +189,9 @@ def _build(recipe: Recipe) -> str:
 
 def build_optimizer(model: nn.Module, total_steps: int) -> tuple[torch.optim.Optimizer, LambdaLR]:
     """Optimizer and scheduler for a run of total_steps optimizer steps; call scheduler.step() after every step."""
+    lazy = [name for name, param in model.named_parameters() if nn.parameter.is_lazy(param)]
+    if lazy:
+        raise ValueError(f"the lazy parameter {{lazy[0]}} has no shape yet; run one batch through the model first")
 {grouped}
 {made}
     return optimizer, {scheduler}(optimizer, lambda step: lr_multiplier(step, total_steps))'''
