@@ -425,6 +425,24 @@ def test_an_edited_json_file_is_json_that_says_the_settings(
 # --- files
 
 
+@pytest.mark.parametrize(
+    ("name", "context", "before", "after"),
+    [
+        ("hf", Context(60, version=4), {"adafactor": True}, {"adafactor": False}),
+        ("axolotl", Context(60), {"jagged_restart_steps": 9, "jagged_restart_warmup_steps": 2,
+         "jagged_restart_anneal_steps": 1}, dict.fromkeys(("jagged_restart_steps", "jagged_restart_warmup_steps",
+         "jagged_restart_anneal_steps"))),
+    ],
+)  # fmt: skip
+def test_a_second_optimizer_or_restarts_in_a_file_are_put_out(
+    tmp_path: Path, name: str, context: Context, before: dict[str, Any], after: dict[str, Any]
+) -> None:
+    path = tmp_path / "train.yaml"
+    path.write_text(yaml.safe_dump(before))
+    said = yaml.safe_load(export_into(Recipe(), name, path, context).text)
+    assert {key: said[key] for key in before} == after
+
+
 ADAMW = {"_target_": "torch.optim.AdamW", "lr": 0.5}
 NODES = [
     ("opt: {_target_: torch.optim.SGD, lr: 1, nesterov: true}\n", ADAMW, ["$.opt.nesterov"]),

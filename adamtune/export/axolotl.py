@@ -19,6 +19,7 @@ from adamtune.schedule import warmup_steps
 _OTHERS = (
     "optim_args", "embedding_lr", "embedding_lr_scale", "lr_groups", "loraplus_lr_ratio", "lr_scheduler_kwargs",
     "cosine_min_lr_ratio", "cosine_constant_lr_ratio", "lr_quadratic_warmup", "warmup_steps", "warmup_ratio",
+    "jagged_restart_steps", "jagged_restart_warmup_steps", "jagged_restart_anneal_steps",
 )  # fmt: skip
 """What else moves lr there."""
 

@@ -39,7 +39,10 @@ def _settings(recipe: Recipe, context: Context) -> Settings:
         *of_warmup,
         *unsayable.switch(recipe, "the Trainer"),
     ]
-    return Settings(values, tuple(unsaid), {} if "optim_args" in values else {"optim_args": None})
+    neutral: dict[str, Any] = {} if "optim_args" in values else {"optim_args": None}
+    if context.version == 4:
+        neutral["adafactor"] = False  # true wins over optim there
+    return Settings(values, tuple(unsaid), neutral)
 
 
 def _optimizer(recipe: Recipe, context: Context) -> tuple[dict[str, Any], list[Unsaid]]:
