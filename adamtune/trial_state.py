@@ -10,10 +10,12 @@ from __future__ import annotations
 import io
 import pickle
 import time
+import weakref
 import zipfile
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -147,8 +149,8 @@ def put_attributes(model: nn.Module, saved: Mapping[str, Any]) -> None:
 
 
 def unsaved(model: nn.Module) -> int | None:
-    """A checksum of all other attributes, such as a random generator: while it is that of the untrained model, nothing
-    is lost without them. None where one cannot be told.
+    """A checksum of all other attributes, such as a random generator, an object that is called, or a module in a plain
+    list: while it is that of the untrained model, nothing is lost without them. None where one cannot be told.
     """
     others = [
         value
@@ -158,7 +160,7 @@ def unsaved(model: nn.Module) -> int | None:
     ]
     written = io.BytesIO()
     try:
-        _Fingerprint(written).dump(others)
+        _Fingerprint(written, model).dump(others)
     except Exception:  # what cannot be pickled may raise anything
         return None
     return zlib.crc32(written.getbuffer())
@@ -172,10 +174,29 @@ def _attributes(model: nn.Module) -> dict[str, dict[str, Any]]:
 
 
 class _Fingerprint(pickle.Pickler):
-    """Leaves out code, and the parameters that recurrent layers list a second time."""
+    """Leaves out code, and what is saved but listed a second time, as recurrent layers do with their parameters."""
+
+    def __init__(self, file: io.BytesIO, model: nn.Module) -> None:
+        super().__init__(file)
+        self._saved = {id(part) for part in (*model.modules(), *model.parameters(), *model.buffers())}
 
     def persistent_id(self, value: Any) -> str | None:
-        return "known" if callable(value) or isinstance(value, nn.Parameter) else None
+        if id(value) in self._saved or _is_code(value) or isinstance(value, weakref.ref):
+            return "known"
+        if not isinstance(value, Tensor):
+            return None
+        digest = batch_digest(value)
+        if digest is None:
+            raise pickle.PicklingError(f"a {type(value).__name__} that cannot be read")
+        return f"{value.dtype} {tuple(value.shape)} {digest}"
+
+
+def _is_code(value: Any) -> bool:
+    """Whether it is called but keeps nothing between calls; a method does, where the object it is bound to does."""
+    if isinstance(value, BuiltinFunctionType):
+        return isinstance(value.__self__, ModuleType | type | None)
+    torchs_own = callable(value) and type(value).__module__.startswith("torch._")  # operators, and what compiles
+    return torchs_own or isinstance(value, FunctionType | type)
 
 
 def _is_plain(value: Any) -> bool:

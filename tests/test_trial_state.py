@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import errno
+import functools
 import os
 import random
 import zipfile
@@ -231,6 +233,59 @@ class Drawing(Remembering):
         return super().forward(x + 0.01 * self.chance.random())
 
 
+class Annealed(Remembering):
+    """Keeps a counter in an object that it calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = Annealing()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.scale()
+
+
+class Annealing:
+    def __init__(self) -> None:
+        self.called = 0
+
+    def __call__(self) -> float:
+        self.called += 1
+        return 1 + 0.01 * self.called
+
+
+class Metered(Annealed):
+    """Calls it by a method that it is bound to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = Annealing().__call__  # type: ignore[assignment]
+
+
+class MeanTeacher(Remembering):
+    """Hides a module in a plain list, from the optimizer, and moves it by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.teacher = [copy.deepcopy(self.head).requires_grad_(False)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            for moved, param in zip(self.teacher[0].parameters(), self.head.parameters(), strict=True):
+                moved.lerp_(param, 0.05)
+        return super().forward(x) + self.teacher[0](self.recurrent(x)[0][:, -1])
+
+
+class Settled(Remembering):
+    """Holds what is called or hidden, of which training changes nothing but what is saved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.activation: Any = (functional.gelu, torch.tanh, lambda x: x, functools.partial(nn.LayerNorm, eps=1e-6))
+        self.operator = torch.ops.aten.relu
+        self.frozen = [nn.Linear(2, 2).requires_grad_(False)]
+        self.again = [self.head, self.head[1].weight, self.norm.running_mean, self.recurrent.forward]
+
+
 class Environment:
     def __init__(self) -> None:
         self.acted = 0
@@ -245,12 +300,25 @@ def acting() -> Task:
     return Task.rollouts(lambda: nn.Linear(8, 2), lambda seed: Environment(), loss, {})
 
 
-@pytest.mark.parametrize("task", [remembering(Drawing), acting()])
+HIDING = (Drawing, Annealed, Metered, MeanTeacher)
+
+
+@pytest.mark.parametrize("task", [*map(remembering, HIDING), acting()])
 def test_what_cannot_be_saved_whole_is_not_saved(task: Task, tmp_path: Path) -> None:
     request = asked(tmp_path, lr=0.01)
     told = trained(Trial.begin(task, request, CPU), 2)
     assert not os.listdir(tmp_path)
     assert trained(Trial.begin(task, request, CPU), 2) == told
+
+
+def test_what_training_leaves_alone_does_not_keep_a_trial_from_being_saved(tmp_path: Path) -> None:
+    request, task = asked(tmp_path, lr=0.01), remembering(Settled)
+    told = trained(Trial.begin(task, request, CPU))
+    (tmp_path / "trial.pt").unlink()
+    trained(Trial.begin(task, request, CPU), 2)
+    after = Trial.begin(task, request, CPU)
+    assert after.step == 20
+    assert trained(after) == told
 
 
 def test_a_short_trial_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
