@@ -217,8 +217,18 @@ def batch_digest(batch: Batch, before: int | None = 0) -> int | None:
         for item in batch:
             before = batch_digest(item, before)
         return before
-    if isinstance(batch, Tensor) and batch.layout is torch.strided:
-        return zlib.crc32(batch.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data, before)
-    if isinstance(batch, np.ndarray) and not batch.dtype.hasobject:
-        return zlib.crc32(np.ascontiguousarray(batch).reshape(-1).view(np.uint8).data, before)
-    return zlib.crc32(repr(batch).encode(), before) if isinstance(batch, _PLAIN) else None
+    if isinstance(batch, _PLAIN):
+        return zlib.crc32(repr(batch).encode(), before)
+    try:
+        data = _bytes_of(batch)
+    except Exception:  # tensors and arrays of some kinds have none: nested ones, those of subclasses
+        return None
+    return None if data is None else zlib.crc32(data, before)
+
+
+def _bytes_of(data: Any) -> memoryview | None:
+    if isinstance(data, Tensor) and data.layout is torch.strided:
+        return data.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    if isinstance(data, np.ndarray) and not data.dtype.hasobject:
+        return np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
+    return None

@@ -300,10 +300,25 @@ def acting() -> Task:
     return Task.rollouts(lambda: nn.Linear(8, 2), lambda seed: Environment(), loss, {})
 
 
+def ragged() -> Task:
+    """Its batches are nested tensors."""
+    task = separable()
+
+    def batches(generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        return ((torch.nested.nested_tensor(list(x)), y) for x, y in task.train_batches(generator))
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        x = batch[0].to_padded_tensor(0.0) if batch[0].is_nested else batch[0]
+        return functional.cross_entropy(model(x), batch[1])
+
+    return dataclasses.replace(task, train_batches=batches, loss=loss)
+
+
 HIDING = (Drawing, Annealed, Metered, MeanTeacher)
 
 
-@pytest.mark.parametrize("task", [*map(remembering, HIDING), acting()])
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("task", [*map(remembering, HIDING), acting(), ragged()])
 def test_what_cannot_be_saved_whole_is_not_saved(task: Task, tmp_path: Path) -> None:
     request = asked(tmp_path, lr=0.01)
     told = trained(Trial.begin(task, request, CPU), 2)
