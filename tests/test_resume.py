@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +30,8 @@ from adamtune.plan import Progress
 from adamtune.recipe import Recipe
 from adamtune.spec import Spec, load_spec
 from adamtune.sweeps import sweep
+
+TASKS = Path(__file__).parent / "tasks_for_tests.py"
 
 SPEC = """
 task: {ref: "adamtune.tasks.digits:task", args: {hidden: 16}}
@@ -96,6 +98,46 @@ def test_a_sweep_interrupted_at_many_rungs_ends_as_one_that_was_not(
     assert told(run) == unbroken
 
 
+class StepClock(Progress):
+    """A clock on which every training step takes a second and nothing else takes any; it may interrupt the sweep."""
+
+    def __init__(self) -> None:
+        self.now, self.stage, self.rungs = 0.0, "", 0
+
+    def on_steps(self, steps: int) -> None:
+        self.now += steps
+
+    def on_stage(self, name: str, question: str) -> None:
+        self.stage, self.rungs = name, 0
+
+    def on_rung(self, requests: Sequence[TrialRequest], reports: Sequence[RungReport | None]) -> None:
+        self.rungs += 1
+
+
+def test_a_sweep_whose_time_was_spent_before_it_was_interrupted_ends_as_one_that_was_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deadline passes while the last trials of `lr` train; `beta1` goes unasked, and does so again."""
+    (tmp_path / "spec.yaml").write_text(
+        f"task: {{ref: '{TASKS}:separable'}}\nhorizon: 8\nbudget: {{time: 130}}\nseeds: 1\n"
+        "stages: [lr, beta1]\nengine: sequential"
+    )
+    timed = load_spec(tmp_path / "spec.yaml")
+    clock = StepClock()
+    monkeypatch.setattr(time, "monotonic", lambda: clock.now)
+    sweep(timed, tmp_path / "unbroken" / "run", clock)
+    unbroken = told(tmp_path / "unbroken" / "run")
+    assert [stage["verdict"] for stage in unbroken["result"]["stages"]] == ["changed", "unasked"]
+
+    clock = StepClock()
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        sweep(timed, run, clock, stop=lambda: clock.stage == "final" and clock.rungs == 1)
+    assert clock.now > timed.budget.time
+    sweep(timed, run, clock)
+    assert told(run) == unbroken
+
+
 def test_how_trials_train_is_written_down_while_the_sweep_goes_on(spec: Spec, tmp_path: Path) -> None:
     class Looking(Progress):
         def on_stage(self, name: str, question: str) -> None:
@@ -148,8 +190,7 @@ def test_a_sweep_killed_at_random_moments_ends_as_one_that_was_not(
 
 def test_a_trial_that_was_killed_goes_on_from_its_last_rung(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = tmp_path / "spec.yaml"
-    ref = Path(__file__).parent / "tasks_for_tests.py"
-    text.write_text(SPEC.replace("adamtune.tasks.digits:task", f"{ref}:counted").replace("hidden: 16", ""))
+    text.write_text(SPEC.replace("adamtune.tasks.digits:task", f"{TASKS}:counted").replace("hidden: 16", ""))
     monkeypatch.setattr("adamtune.trial.WORTH", 0)
     monkeypatch.setenv("STEP_SECONDS", "0")
     lines = tmp_path / "lines"

@@ -56,10 +56,19 @@ class FinishedTrials:
 
     def place(self, request: TrialRequest) -> Place:
         """The place of a request that is about to train."""
+        place = self._next(request)
+        self._asked[_digest(place.key)] = place.time
+        return place
+
+    def begun(self, request: TrialRequest) -> bool:
+        """Whether the trial at the next place of a request has ended in an earlier sitting, or has left its state."""
+        place = self._next(request)
+        state = self.checkpoint(place)
+        return place in self._lines or (state is not None and state.exists())
+
+    def _next(self, request: TrialRequest) -> Place:
         key = request.key
-        digest = hashlib.sha256(key.encode()).digest()  # a tenth of the key: there is one for every trial of the sweep
-        self._asked[digest] += 1
-        return Place(key, self._asked[digest])
+        return Place(key, self._asked[_digest(key)] + 1)
 
     def checkpoint(self, place: Place) -> Path | None:
         """Where the state of the trial at this place is kept until it ends."""
@@ -91,3 +100,8 @@ class FinishedTrials:
         path = self.checkpoint(place)
         if path is not None:
             path.unlink(missing_ok=True)
+
+
+def _digest(key: str) -> bytes:
+    """A tenth of the key: there is one for every trial of the sweep."""
+    return hashlib.sha256(key.encode()).digest()

@@ -198,6 +198,10 @@ class ResumableEngine:
         """See `Engine.open`."""
         return ResumableBatch(self._engine, requests, self._finished, self._interruption, self._watch)
 
+    def begun(self, request: TrialRequest) -> bool:
+        """Whether an earlier sitting has trained the trial that is opened next with this request, at least in part."""
+        return self._finished.begun(request)
+
     def facts(self) -> dict[str, Any]:
         """See `Engine.facts`."""
         return self._engine.facts()

@@ -78,11 +78,11 @@ class Budget:
         """Whether `steps` more fit; of time nobody can say."""
         return self.spent + steps <= self.steps
 
-    def claim(self, steps: int) -> None:
-        """Raise `BudgetSpent` unless `steps` more fit."""
+    def claim(self, steps: int, in_time: Callable[[], bool] = lambda: False) -> None:
+        """Raise `BudgetSpent` unless `steps` more fit. `in_time` tells of what was claimed before the deadline."""
         if not self.affords(steps):
             raise BudgetSpent(f"{steps} more steps do not fit the budget of {self.steps:g}")
-        if time.monotonic() > self.deadline:
+        if time.monotonic() > self.deadline and not in_time():
             raise BudgetSpent("the time is spent")
 
 
@@ -229,8 +229,7 @@ class StageContext:
 
         Every request must have the last rung as its horizon. Raises `BudgetSpent` before training anything.
         """
-        self.budget.claim(sum(request.horizon for request in requests))
-        batch = self._engine.open(requests)
+        batch = self.open(requests)
         try:
             self._advance(batch, study, asked, rungs, prune_at)
         finally:  # whatever happens, what was trained is counted and kept
@@ -258,8 +257,15 @@ class StageContext:
 
     def open(self, requests: Sequence[TrialRequest]) -> ResumableBatch:
         """Trials that are no race, such as the range test's; the caller must `close` them."""
-        self.budget.claim(sum(request.horizon for request in requests))
+        self.claim(requests, sum(request.horizon for request in requests))
         return self._engine.open(requests)
+
+    def claim(self, requests: Sequence[TrialRequest], steps: int) -> None:
+        """Raise `BudgetSpent` unless the budget has `steps` for these trials.
+
+        Of time it also has what an earlier sitting had: trials that were begun there were claimed before the deadline.
+        """
+        self.budget.claim(steps, in_time=lambda: any(map(self._engine.begun, requests)))
 
     def close(
         self,

@@ -112,7 +112,8 @@ def _race(
 ) -> list[_Racer]:
     """Every recipe that was started, with its trials; those that were left on the way count as pruned."""
     rungs = context.rungs()
-    context.budget.claim(_WHOLE_TRIALS * len(seeds) * context.horizon)
+    requests = [TrialRequest(recipe, seed, context.horizon) for _, recipe in racing for seed in seeds]
+    context.claim(requests, _WHOLE_TRIALS * len(seeds) * context.horizon)
     study = context.study(f"{NAME}/race", [*KNOBS.values(), KINDS])
     search = FreezeThaw(len(racing), len(rungs), breadth)
     racers: list[_Racer] = []
