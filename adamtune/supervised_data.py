@@ -38,8 +38,8 @@ def _is_tensors(data: Any) -> bool:
 
 
 def check_data(name: str, data: Any) -> None:
-    """Raise `TaskError` where `data`, called `name`, cannot be read again and again, are columns that would be taken for
-    the rows of a dataset (NumPy arrays, a dict), or tensors without rows, or with unequal numbers of them.
+    """Raise `TaskError` where `data`, called `name`, cannot be read again and again, are columns that would be taken
+    for the rows of a dataset (NumPy arrays, a dict), or tensors without rows, or with unequal numbers of them.
     """
     if isinstance(data, tuple | list) and any(isinstance(item, np.ndarray) for item in data):
         raise TaskError(f"{name} holds NumPy arrays; give tensors, each made by torch.from_numpy(array)")
