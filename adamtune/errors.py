@@ -109,8 +109,10 @@ _FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 def unwritable(what: Path | str, problem: OSError) -> UnwritableError:
     """The sentence for `what` could not be written, and how to mend it."""
-    mend = "free some space or name another folder"
-    if problem.errno in FULL:
+    mend = "name another place"
+    if problem.errno in (errno.ENOENT, errno.ENOTDIR):
+        mend = "make its folder or name another"
+    elif problem.errno in FULL:
         mend = "free some space"
     elif problem.errno in _FORBIDDEN:
         mend = "make its folder writable or name another"

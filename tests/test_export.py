@@ -386,6 +386,8 @@ def test_formats_are_named_where_one_is_not_known() -> None:
     assert {"python", "yaml"} <= set(FORMATS)
     with pytest.raises(ExportError, match="no export format 'yml'; did you mean 'yaml'"):
         export_recipe(Recipe(), "yml")
+    with pytest.raises(ExportError, match="no export format 'pytorch'; did you mean 'python'"):
+        export_recipe(Recipe(), "pytorch")
     with pytest.raises(ExportError, match=f"known are: {', '.join(sorted(FORMATS))}"):
         export_recipe(Recipe(), "")
 

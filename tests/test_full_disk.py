@@ -22,7 +22,7 @@ import pytest
 from adamtune import rundir
 from adamtune.cli.app import run as command
 from adamtune.engines import FinishedTrials
-from adamtune.errors import UnwritableError
+from adamtune.errors import UnwritableError, writing
 from adamtune.history import Outcome, RungReport, TrialRequest, TrialResult
 from adamtune.recipe import Recipe, load_recipe
 from adamtune.rundir import RunDir, append, read_lines, write_atomically
@@ -329,3 +329,19 @@ def test_a_sweep_that_ended_before_its_spec_was_written_begins_again(tmp_path: P
     write_atomically(tmp_path / rundir.ENVIRONMENT, "{}")
     with RunDir(tmp_path).claimed() as held:
         assert not held.resumed
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [
+        (errno.ENOENT, "make its folder or name another"),
+        (errno.ENOTDIR, "make its folder or name another"),
+        (errno.EACCES, "make its folder writable or name another"),
+        (errno.ENOSPC, "free some space"),
+        (errno.EIO, "name another place"),
+    ],
+)
+def test_the_advice_fits_what_the_system_says(code: int, advice: str) -> None:
+    told = rf"x\.py cannot be written: {os.strerror(code)}; {advice}$"
+    with pytest.raises(UnwritableError, match=told), writing(Path("x.py")):
+        raise OSError(code, os.strerror(code))

@@ -82,6 +82,8 @@ def recipe_of(source: Path) -> Recipe:
 
 def format_called(name: str) -> Format:
     """The format of that name; `ExportError` when there is none."""
+    if name.lower() in ("pytorch", "torch"):
+        raise ExportError(f"there is no export format '{name}'; did you mean 'python'?")
     if name not in FORMATS:
         raise ExportError(f"there is no export format '{name}'; {nearest(name, FORMATS)}")
     return FORMATS[name]
