@@ -65,7 +65,12 @@ class RunDir:
 
     def __init__(self, path: Path) -> None:
         """Name the directory `path`; nothing is touched yet."""
-        self.path = path
+        self.typed = path
+        """As the person named it, for what is told."""
+        self.path = path.resolve()
+        """The same in whatever working directory the task's code leaves us."""
+        self.name = self.path.name
+        """The run's, by which its studies go."""
         self.resumed = False
         """Once it is claimed: whether an earlier sitting has begun the run."""
 
@@ -78,7 +83,7 @@ class RunDir:
         on this machine or another; the processes it has forked do not hold it either.
         """
         if self.path.exists() and not self.path.is_dir():
-            raise RunDirError(f"the run directory {self.path} is a file; name a folder with --run-dir")
+            raise RunDirError(f"the run directory {self.typed} is a file; name a folder with --run-dir")
         there = {entry.name for entry in self.path.iterdir()} if self.path.exists() else set()
         there = {name for name in there if name == _LOCK or not name.startswith(".")}  # leftovers of a killed process
         begun = SPEC in there and not _BEGUN.isdisjoint(there)
@@ -92,20 +97,20 @@ class RunDir:
                 lock.acquire()
         except Timeout:
             raise RunDirError(
-                f"the run directory {self.path} is in use by another sweep{self._holder()}; wait for it, or name "
+                f"the run directory {self.typed} is in use by another sweep{self._holder()}; wait for it, or name "
                 "another with --run-dir"
             ) from None
         except OSError as problem:
             if problem.errno in FULL:
-                raise unwritable(self.path, problem) from problem
+                raise unwritable(self.typed, problem) from problem
             done = "written" if self.path.exists() else "made"
-            raise RunDirError(f"the run directory {self.path} cannot be {done}: {problem.strerror}") from problem
+            raise RunDirError(f"the run directory {self.typed} cannot be {done}: {problem.strerror}") from problem
         try:
             if not lock.is_locked or RESULT in there or (there - _NOT_BEGUN and not begun):
                 what = "a finished run; name another with --run-dir, or delete it"
                 if RESULT not in there:  # perhaps somebody's work: nobody is told to delete that
-                    what = f"other files; name a folder of the run's own with --run-dir, such as {self.path / 'run'}"
-                raise RunDirError(f"the run directory {self.path} already holds {what}")
+                    what = f"other files; name a folder of the run's own with --run-dir, such as {self.typed / 'run'}"
+                raise RunDirError(f"the run directory {self.typed} already holds {what}")
             self.resumed = begun
             self._tidy()
             with suppress(OSError):  # a full disk is told where it matters
@@ -125,7 +130,7 @@ class RunDir:
 
     def _link(self, name: str) -> RunDirError:
         return RunDirError(
-            f"the run directory {self.path} holds a link, {plain(name)}, which could lead outside; put a copy in its "
+            f"the run directory {self.typed} holds a link, {plain(name)}, which could lead outside; put a copy in its "
             "place, or name another with --run-dir"
         )
 

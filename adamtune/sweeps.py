@@ -41,7 +41,7 @@ from adamtune.recipe import Recipe
 from adamtune.report.html import report_html
 from adamtune.report.tables import curves_table, probe_table, table_lines, trials_table
 from adamtune.rundir import RunDir
-from adamtune.search import close_storage, open_storage, refuse_known_run, storage_faults_told
+from adamtune.search import close_storage, open_storage, refuse_known_run, storage_faults_told, whole_url
 from adamtune.search.former_runs import learned_starts
 from adamtune.spec import Spec, load_spec
 from adamtune.stages.context import Budget, Seeds, StageAnswer, StageContext, TrialRecord
@@ -181,14 +181,15 @@ def sweep(
     name = "sweep" if isinstance(spec, Spec) else Path(spec).stem
     run_dir = Path(run_dir) if run_dir is not None else rundir.next_run_dir(name)
     spec = spec if isinstance(spec, Spec) else load_spec(Path(spec))
+    told: list[str] = []
+    run, url = RunDir(run_dir), whole_url(spec.storage)  # before the task is loaded, which may change directory
+    learned = learned_starts([Path(folder) for folder in learn_from], run.path, told.append)
     spec, task, device, groups = _task_of(spec)
     plan = make_plan(spec, groups)
-    told: list[str] = []
-    learned = learned_starts([Path(folder) for folder in learn_from], run_dir, told.append)
-    if spec.storage is not None and not (run_dir / rundir.SPEC).exists():
-        refuse_known_run(open_storage(spec.storage, Path()), run_dir.name)
+    if url is not None and not run.file(rundir.SPEC).exists():
+        refuse_known_run(open_storage(url, Path()), run.name)
     with storage_faults_told(spec.storage), ExitStack() as held:
-        run = held.enter_context(RunDir(run_dir).claimed())
+        held.enter_context(run.claimed())
         notes = _Notes(run, progress or Progress())
         if run.resumed:
             _same_spec(spec, run)
@@ -199,9 +200,9 @@ def sweep(
         finished = FinishedTrials(run.file(rundir.FINISHED))
         if run.resumed:
             told.append(f"resumed: {len(finished)} trials have ended before, in {finished.seconds_before:.0f} s")
-        storage = open_storage(spec.storage, run.file(rundir.JOURNAL), notes.on_note)
+        storage = open_storage(url, run.file(rundir.JOURNAL), notes.on_note)
         held.callback(close_storage, storage)
-        engine = held.enter_context(closing(_engine(spec, task, device, storage, run, notes)))
+        engine = held.enter_context(closing(_engine(spec, task, device, storage, url, run, notes)))
         notes.engine = engine
         context = StageContext(
             spec=spec,
@@ -210,7 +211,7 @@ def sweep(
             budget=Budget(budget_steps(spec) - final_steps(spec)),
             seeds=Seeds.of(spec, fresh_seeds(spec)),
             on_trial=notes.on_trial,
-            name=run.path.name,
+            name=run.name,
             groups=groups,
             learned=learned,
             finished=finished,
@@ -228,7 +229,7 @@ def sweep(
             conclusion = conclude(context, recipe, notes)
             last = context.measure(rundir.FINAL, recipe, context.seeds.fresh)  # known by now
             found = without_asked(counted([observed(trial, groups) for trial in last]), context.verdicts)
-            recipe = recipe.model_copy(update={"provenance": _provenance(context, conclusion, run_dir)})
+            recipe = recipe.model_copy(update={"provenance": _provenance(context, conclusion, run.name)})
             seconds = time.monotonic() - began
             result = SweepResult(
                 spec, recipe, conclusion, context.answers, found, context.budget.spent, seconds, run_dir
@@ -271,7 +272,9 @@ def _task_of(spec: Spec) -> tuple[Spec, Task, torch.device, list[ParamGroup]]:
         return spec, task, device, param_groups(spec.base, model)
 
 
-def _engine(spec: Spec, task: Task, device: torch.device, storage: BaseStorage, run: RunDir, notes: Progress) -> Engine:
+def _engine(
+    spec: Spec, task: Task, device: torch.device, storage: BaseStorage, url: str | None, run: RunDir, notes: Progress
+) -> Engine:
     if spec.engine == "ray":
         return make_ray(spec, device, notes.on_steps, notes.on_note)
     if spec.engine != "workers":
@@ -282,7 +285,6 @@ def _engine(spec: Spec, task: Task, device: torch.device, storage: BaseStorage, 
         return make_engine(
             spec.engine, task, device, on_steps, on_note, spec.memory, processes, spec.trial_timeout, known
         )
-    url = spec.storage
     if url is None:  # jobs need a storage that many processes write to
         work = run.file(rundir.WORK)
         for left in (work, *(work.with_name(f"{work.name}{end}") for end in ("-wal", "-shm", "-journal"))):
@@ -318,10 +320,8 @@ def _same_spec(spec: Spec, run: RunDir) -> None:
     free = {"engine", "memory", "device", "workers", "trial_timeout", "ray"}
     other = sorted(key for key in begun | wanted if key not in free and begun.get(key) != wanted.get(key))
     if other:
-        raise RunDirError(
-            f"the run directory {run.path} holds an unfinished run of another spec (it differs in {', '.join(other)}); "
-            "name another with --run-dir, or delete it"
-        )
+        what = f"an unfinished run of another spec (it differs in {', '.join(other)}); name another with --run-dir"
+        raise RunDirError(f"the run directory {run.typed} holds {what}, or delete it")
 
 
 def _check_objective(spec: Spec, task: Task) -> None:
@@ -332,11 +332,11 @@ def _check_objective(spec: Spec, task: Task) -> None:
         raise SpecError("spec", [Problem("$.objective.name", what)])
 
 
-def _provenance(context: StageContext, conclusion: Conclusion, run_dir: Path) -> dict[str, Any]:
+def _provenance(context: StageContext, conclusion: Conclusion, run: str) -> dict[str, Any]:
     evidence = conclusion.evidence
     provenance: dict[str, Any] = rundir.jsonable(
         {
-            "run": run_dir.name,
+            "run": run,
             "task": context.spec.task.ref,
             "horizon": context.horizon,
             "objective": context.spec.objective.name,

@@ -160,3 +160,9 @@ def chatty() -> Task:
     print("hello from the task")
     own = separable()
     return replace(own, train_batches=batches)
+
+
+def wandering(to: str) -> Task:
+    """Changes the working directory, as scripts do that find their data in it."""
+    os.chdir(to)
+    return separable()

@@ -289,6 +289,29 @@ def test_runs_may_share_one_storage_but_not_one_name_in_it(tmp_path: Path) -> No
     assert not (tmp_path / "elsewhere").exists()
 
 
+def test_a_task_that_changes_the_working_directory_moves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("here", "there", "here/former"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    quick = spec("wandering", args={"to": str(tmp_path / "there")}, stages=["eps"], horizon=2)
+    assert sweep(quick, "one", learn_from=["former"]).run_dir == Path("one")
+    monkeypatch.chdir(tmp_path / "here")
+    sweep(quick.model_copy(update={"storage": "sqlite:///all.db"}), "two")
+    assert not list((tmp_path / "there").iterdir())
+    assert {path.name for path in (tmp_path / "here").iterdir()} >= {"one", "two", "all.db"}
+    assert "result.json" in contents(tmp_path / "here" / "two")
+
+
+def test_a_run_in_the_working_directory_is_called_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    assert sweep(spec(stages=["eps"], horizon=2), ".").recipe.provenance["run"] == "mine"
+    studies = JournalStorage(JournalFileBackend("study.journal")).get_all_studies()
+    assert {study.study_name.split("/")[0] for study in studies} == {"mine"}
+
+
 # --- what goes wrong
 
 

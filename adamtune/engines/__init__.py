@@ -92,7 +92,7 @@ def make_workers(
     that are started elsewhere.
     """
     count = worker_count(spec.workers, device)
-    name = run.path.name
+    name = run.name
     local = LocalWorkers(count, url, name, spec.task.ref, device, run.file(rundir.WORKERS_LOG)) if count else None
     told = {"ref": spec.task.ref, "args": spec.task.args, "name": task.name}
     if count == 0:

@@ -85,6 +85,23 @@ def open_storage(url: str | None, journal: Path, on_note: Callable[[str], None] 
         raise InputError(f"the storage cannot be opened: {told}; leave `storage` out for a file") from cause
 
 
+def whole_url(url: str | None) -> str | None:
+    """The URL of the same storage in another working directory: SQLite's files may be named from this one."""
+    if url is None or not url.startswith("sqlite"):
+        return url
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        named = make_url(url)
+    except ArgumentError:  # told where it is opened
+        return url
+    file = named.database or ":memory:"
+    if file == ":memory:" or file.startswith("file:"):
+        return url
+    return named.set(database=str(Path(file).resolve())).render_as_string(hide_password=False)
+
+
 @contextmanager
 def storage_faults_told(url: str | None) -> Iterator[None]:
     """Raise `StorageError` in place of what Optuna raises where the database at `url` fails while it is in use."""
