@@ -41,7 +41,7 @@ from adamtune.recipe import Recipe
 from adamtune.report.html import report_html
 from adamtune.report.tables import curves_table, probe_table, table_lines, trials_table
 from adamtune.rundir import RunDir
-from adamtune.search import close_storage, open_storage, refuse_known_run, storage_faults_told, whole_url
+from adamtune.search import close_storage, open_storage, refuse_known_run, sqlite_url, storage_faults_told, whole_url
 from adamtune.search.former_runs import learned_starts
 from adamtune.spec import Spec, load_spec
 from adamtune.stages.context import Budget, Seeds, StageAnswer, StageContext, TrialRecord
@@ -289,7 +289,7 @@ def _engine(
         work = run.file(rundir.WORK)
         for left in (work, *(work.with_name(f"{work.name}{end}") for end in ("-wal", "-shm", "-journal"))):
             left.unlink(missing_ok=True)  # jobs of an earlier sitting are of no use, and may be damaged
-        url = f"sqlite:///{work.resolve()}"
+        url = sqlite_url(work)
         storage = open_storage(url, Path(), notes.on_note)
     return make_workers(spec, task, device, storage, url, run, notes.on_steps, notes.on_note)
 

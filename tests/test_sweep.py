@@ -312,6 +312,13 @@ def test_a_run_in_the_working_directory_is_called_by_its_name(tmp_path: Path, mo
     assert {study.study_name.split("/")[0] for study in studies} == {"mine"}
 
 
+def test_workers_find_their_jobs_whatever_stands_in_the_name_of_the_run(tmp_path: Path) -> None:
+    path = tmp_path / "a?b=%20 c#{d}"
+    quick = spec(stages=["eps"], horizon=2, engine="workers", workers=1)
+    sweep(quick.model_copy(update={"task": TaskSpec(ref=f"{REPO / 'tests' / 'tasks_for_tests.py'}:separable")}), path)
+    assert [folder.name for folder in tmp_path.iterdir()] == [path.name]
+
+
 # --- what goes wrong
 
 

@@ -85,6 +85,13 @@ def open_storage(url: str | None, journal: Path, on_note: Callable[[str], None] 
         raise InputError(f"the storage cannot be opened: {told}; leave `storage` out for a file") from cause
 
 
+def sqlite_url(path: Path) -> str:
+    """The URL of the SQLite database at `path`, whatever stands in its name."""
+    from sqlalchemy import URL
+
+    return URL.create("sqlite", database=str(path.resolve())).render_as_string(hide_password=False)
+
+
 def whole_url(url: str | None) -> str | None:
     """The URL of the same storage in another working directory: SQLite's files may be named from this one."""
     if url is None or not url.startswith("sqlite"):
