@@ -608,3 +608,12 @@ def test_ctrl_c_leaves_what_was_measured_and_says_where(spec: Callable[..., Path
     assert len(pd.read_csv(tmp_path / "run" / "trials.csv")) > 0
     assert not (tmp_path / "run" / "recipe.yaml").exists()
     assert "ended by KeyboardInterrupt" in log.read_text()
+
+
+@pytest.mark.parametrize("workers", ["²", "two", "-1", "1.5"])
+def test_a_number_of_workers_that_is_none_is_told_as_the_specs(
+    workers: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "spec.yaml").write_text('task: {ref: "adamtune.tasks.digits:task"}\nhorizon: 2\n')
+    assert run(["sweep", str(tmp_path / "spec.yaml"), "--workers", workers]) == 2
+    assert "$.workers" in capfd.readouterr().err

@@ -50,7 +50,7 @@ def sweep(
     """
     given = {"seed": seed, "engine": engine, "storage": storage, "memory": memory}
     if workers is not None:
-        given["workers"] = int(workers) if workers.isdigit() else workers
+        given["workers"] = int(workers) if workers.isdecimal() else workers
     overrides: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     again = [*overrides.items(), *(("learn-from", folder) for folder in learn_from or ())]
     from adamtune.spec import load_spec
