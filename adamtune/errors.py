@@ -130,3 +130,7 @@ def writing(path: Path) -> Iterator[None]:
 
 class NothingLearned(AdamtuneError):
     """Every trial diverged or no learning rate made the loss fall: there is nothing to recommend."""
+
+
+class TrialFailed(AdamtuneError):
+    """A trial failed that others are compared with: its incumbent's, or one of the last comparison."""

@@ -97,6 +97,7 @@ def weigh(
     challenger: Sequence[float],
     direction: Direction,
     error: float = ERROR,
+    failed: int = 0,
 ) -> Evidence:
     """Decide between two recipes from their results on the same seeds (common random numbers).
 
@@ -104,6 +105,7 @@ def weigh(
     probability `error`, lies wholly on the better side of zero; or when it completes on every seed, the incumbent
     diverges on some, and the challenger is no worse on the rest. The seeds must not have been used to pick the
     challenger: then one comparison is made, and no correction is due for how many candidates stood for selection.
+    Of the challenger's trials without a value `failed` have not diverged.
     """
     if not len(seeds) == len(incumbent) == len(challenger):
         raise ValueError("one value a seed is needed on both sides")
@@ -119,7 +121,8 @@ def weigh(
         return Evidence(tuple(seeds), tuple(incumbent), tuple(challenger), difference, verdict, reason)
 
     if lost:
-        return answer(Verdict.KEPT, f"the challenger diverged on {lost} of {count} seeds")
+        ends = [f"{how} on {seeds}" for how, seeds in (("diverged", lost - failed), ("failed", failed)) if seeds]
+        return answer(Verdict.KEPT, f"the challenger {' and '.join(ends)} of {count} seeds")
     if saved:
         if not both or gain >= 0:
             return answer(

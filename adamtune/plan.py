@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from adamtune.diagnosis import Told
 from adamtune.engines import TrialWatch
@@ -15,7 +16,7 @@ from adamtune.recipe import Recipe
 from adamtune.rundir import FINAL
 from adamtune.spec import FRESH_SEEDS, Objective, Spec, StageName
 from adamtune.stages import REGISTRY
-from adamtune.stages.context import BudgetSpent, StageAnswer, StageContext, TrialRecord
+from adamtune.stages.context import BudgetSpent, StageAnswer, StageContext, TrialRecord, refuse_failed
 from adamtune.stages.costs import budget_steps
 from adamtune.stages.findings import found_until_now
 from adamtune.trial import TrialResult
@@ -189,16 +190,15 @@ def run_plan(plan: Plan, context: StageContext, progress: Progress) -> Recipe:
 def conclude(context: StageContext, recommended: Recipe, progress: Progress) -> Conclusion:
     """Train the base recipe and the recommended one on the fresh seeds.
 
-    Raises `NothingLearned` when the recommended recipe diverges there on every seed.
+    Raises `NothingLearned` when the recommended recipe diverges there on every seed, `TrialFailed` where a trial fails.
     """
     progress.on_stage(FINAL, "How do default and recommended compare on seeds no stage has seen?")
     context.budget.steps = context.budget.deadline = math.inf  # what was set aside for this is spent now
     seeds = context.seeds.fresh
     recipes = (context.spec.base, recommended)
-    default, answer = (
-        _measured(context, recipe, results)
-        for recipe, results in zip(recipes, context.measure_all(FINAL, recipes, seeds), strict=True)
-    )
+    results = context.measure_all(FINAL, recipes, seeds)
+    refuse_failed(FINAL, chain.from_iterable(results))
+    default, answer = (_measured(context, recipe, own) for recipe, own in zip(recipes, results, strict=True))
     if not any(map(math.isfinite, answer.values)):
         raise NothingLearned(
             f"every trial diverged on the {len(seeds)} fresh seeds, so nothing is recommended; "

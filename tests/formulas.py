@@ -37,6 +37,8 @@ class FormulaEngine:
     """What it records at a share of the run, in place of that."""
     seconds: Callable[[Recipe], float] = lambda recipe: 0.0
     """Of a step."""
+    fails: Callable[[TrialRequest], bool] = lambda request: False
+    """Which trials fail before their first step."""
     untrained: float = 1e9
     name: str = "formula"
     opened: list[TrialRequest] = field(default_factory=list)
@@ -51,7 +53,9 @@ class FormulaBatch:
     def __init__(self, engine: FormulaEngine, requests: Sequence[TrialRequest]) -> None:
         self._engine, self._requests = engine, requests
         self._steps = [0] * len(requests)
-        self._outcomes: list[Outcome | None] = [None] * len(requests)
+        self._outcomes: list[Outcome | None] = [
+            Outcome.FAILED if engine.fails(request) else None for request in requests
+        ]
         self._rungs: list[list[RungReport]] = [[] for _ in requests]
 
     def _loss(self, request: TrialRequest, step: int) -> float:

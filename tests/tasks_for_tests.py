@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -86,6 +87,18 @@ def overfitting() -> Task:
         batch_size=24,
         name="overfitting",
     )
+
+
+def hanging_while_there_is(file: str) -> Task:
+    """Waits for ever before its first batch, as for a file server that does not answer, while there is a `file`."""
+    task = separable()
+
+    def batches(generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        while Path(file).exists():
+            time.sleep(0.01)
+        yield from task.train_batches(generator)
+
+    return replace(task, train_batches=batches)
 
 
 def nan() -> Task:

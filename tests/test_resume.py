@@ -23,6 +23,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from adamtune import rundir
+from adamtune.cli.app import run
 from adamtune.engines import FinishedTrials
 from adamtune.errors import RunDirError
 from adamtune.history import Outcome, RungReport, TrialRequest, TrialResult
@@ -315,6 +316,24 @@ def test_ctrl_c_says_how_to_go_on(presses: int, tmp_path: Path) -> None:
     assert "Traceback" not in out + err
     if presses == 1:
         assert "stopping after this rung; press Ctrl-C again to stop at once" in out + err
+
+
+def test_a_sweep_that_a_failed_trial_has_ended_goes_on_by_the_command_it_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    busy, spec, target = (tmp_path / name for name in ("busy", "s.yaml", "r"))
+    spec.write_text(
+        f"task: {{ref: '{TASKS}:hanging_while_there_is', args: {{file: '{busy}'}}}}\nhorizon: 2\n"
+        "budget: {trials: 200}\nseeds: 1\nstages: [eps]\nengine: sequential\ntrial_timeout: 0.5\n"
+    )
+    busy.touch()
+    again = ["sweep", str(spec), "--run-dir", str(target)]
+    assert run(again) == 1
+    said = "".join(capsys.readouterr().err.split())
+    assert "eps:thetrialwithseed0failedafter0of2steps(norungwithinthetrial_timeoutof0.5s)" in said
+    assert "".join(["then", "adamtune", *again, "goesonfromthere"]) in said
+    busy.unlink()
+    assert run(again) == 0
 
 
 def interrupted(spec: Spec, run: Path) -> None:

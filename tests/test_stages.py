@@ -12,9 +12,9 @@ from formulas import NAN, Bench, Formula, bench, noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adamtune.errors import InputError, NothingLearned
+from adamtune.errors import InputError, NothingLearned, TrialFailed
 from adamtune.evidence import LOOKS, Verdict
-from adamtune.plan import Progress, make_plan, run_plan
+from adamtune.plan import Progress, conclude, make_plan, run_plan
 from adamtune.recipe import Recipe, Schedule, WarmupSteps
 from adamtune.schedule import warmup_steps
 from adamtune.spec import STAGES, Budget, Objective, Spec, TaskSpec
@@ -27,7 +27,7 @@ from adamtune.stages.lr_bracket import bracket, for_horizon
 from adamtune.stages.lr_curve import RangeStatus, read_curve, smooth
 from adamtune.stages.lr_range import range_test
 from adamtune.stages.lr_response import Response, optimum
-from adamtune.trial import Outcome, Ramp
+from adamtune.trial import Outcome, Ramp, TrialRequest
 
 # --- reading a range test
 
@@ -732,6 +732,67 @@ def test_a_deadline_stops_the_search_between_trials() -> None:
     with pytest.raises(BudgetSpent, match="the time is spent"):
         lab.context.measure("lr", Recipe(), [1])
     assert len(lab.records) == 1
+
+
+# --- a trial that fails
+
+
+def confirming(lab: Bench, recipe: Recipe, request: TrialRequest) -> bool:
+    return request.recipe == recipe and request.seed == lab.context.seeds.confirm[1]
+
+
+def test_a_challenger_whose_trial_fails_loses_and_the_reason_says_so() -> None:
+    lab = bench(by_beta2({0.99: -0.3}, 0.02))
+    lab.engine.fails = lambda request: confirming(lab, Recipe().with_knob("beta2", 0.99), request)
+    answer = choose_value(lab.context, "beta2", Recipe(), VALUES)
+    assert (answer.verdict, answer.recipe) == (Verdict.KEPT, Recipe())
+    assert "the challenger failed on 1 of 3 seeds" in answer.reason
+
+
+def test_a_candidate_whose_trial_fails_is_not_chosen_nor_trained_again() -> None:
+    lab = bench(by_beta2({0.99: -0.3, 0.95: -0.2}, 0.02))
+    best = Recipe().with_knob("beta2", 0.99)
+    lab.engine.fails = lambda request: request.recipe == best
+    answer = choose_value(lab.context, "beta2", Recipe(), VALUES)
+    assert (answer.verdict, answer.after) == (Verdict.CHANGED, 0.95)
+    assert answer.details["outcomes"][VALUES.index(0.99)] == "failed"
+    assert len(lab.trained(recipe=best)) == len(lab.context.seeds.search)
+
+
+@pytest.mark.parametrize("on", ["search", "confirm"])
+def test_where_a_trial_of_the_incumbent_fails_the_error_names_it_and_the_remedy(on: str) -> None:
+    lab = bench(by_beta2({0.99: -0.3}, 0.02))
+    seed = getattr(lab.context.seeds, on)[1]
+    lab.engine.fails = lambda request: request.recipe == Recipe() and request.seed == seed
+    with pytest.raises(TrialFailed, match=rf"beta2: the trial with seed {seed} failed after 0 of 8 .* trial_timeout"):
+        choose_value(lab.context, "beta2", Recipe(), VALUES)
+    assert len(lab.records) == len(lab.engine.opened)
+
+
+@pytest.mark.parametrize("failing", ["default", "recommended"])
+def test_a_trial_of_the_last_comparison_that_fails_is_no_divergence(failing: str) -> None:
+    recipes = {"default": Recipe(), "recommended": Recipe(lr=0.5)}
+    lab = bench(by_beta2({}, 0.0))
+    lab.engine.fails = lambda request: request.recipe == recipes[failing]
+    with pytest.raises(TrialFailed, match="final: the trial with seed 20000 failed"):
+        conclude(lab.context, recipes["recommended"], Progress())
+
+
+def test_a_range_test_goes_on_without_a_seed_whose_trial_failed() -> None:
+    lab, sound = (bench(lambda recipe, seed: valley(recipe.lr), seeds=count) for count in (2, 1))
+    lab.engine.fails = lambda request: request.seed == lab.context.seeds.search[1]
+    ramp = Ramp(1e-6, 1e-1, 300)
+    assert range_test(lab.context, Recipe(), ramp).curve == range_test(sound.context, Recipe(), ramp).curve
+    lab.engine.fails = lambda request: True
+    with pytest.raises(TrialFailed, match="lr_range: the trial with seed 0 failed"):
+        range_test(lab.context, Recipe(), ramp)
+
+
+def test_where_no_short_trial_completes_and_one_failed_nobody_is_told_that_all_diverged() -> None:
+    lab = bench(lambda recipe, seed: NAN)
+    lab.engine.fails = lambda request: request.recipe.lr < 1e-4
+    with pytest.raises(TrialFailed, match="lr: the trial with seed 0 failed"):
+        lr.run(lab.context, Recipe())
 
 
 # --- a whole plan

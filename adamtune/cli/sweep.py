@@ -13,7 +13,7 @@ from adamtune.cli import imports
 from adamtune.cli.alone import result_alone
 from adamtune.cli.completing import ENGINES, one_of
 from adamtune.cli.interrupts import after_the_rung
-from adamtune.errors import ExitCode, StorageError, UnwritableError
+from adamtune.errors import ExitCode, StorageError, TrialFailed, UnwritableError
 from adamtune.passwords import without_passwords
 
 
@@ -83,7 +83,7 @@ def sweep(
         kept = f"what has been measured is in {target}; {_again(spec, target, again)} goes on from there"
         typer.echo(f"adamtune: interrupted; {kept}", err=True)
         return ExitCode.INTERRUPTED
-    except (StorageError, UnwritableError) as problem:
+    except (StorageError, TrialFailed, UnwritableError) as problem:
         raise type(problem)(f"{problem}, then {_again(spec, target, again)} goes on from there") from problem
     if json:
         terminal.print_json(result.to_dict())

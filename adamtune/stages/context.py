@@ -11,7 +11,7 @@ from typing import Any
 from optuna.storages import BaseStorage
 
 from adamtune.engines import Engine, FinishedTrials, ResumableBatch, ResumableEngine, TrialBatch, TrialWatch
-from adamtune.errors import AdamtuneError
+from adamtune.errors import AdamtuneError, TrialFailed
 from adamtune.evidence import ERROR, LOOKS, Direction, Evidence, Verdict, settled, share_of_error, weigh
 from adamtune.groups import ParamGroup
 from adamtune.knobs import Choice, Knob
@@ -34,6 +34,18 @@ _SEEDS_APART = 10_000
 
 class BudgetSpent(AdamtuneError):
     """The next trials would cost more than is left. The plan catches it and keeps the incumbent."""
+
+
+def refuse_failed(stage: str, results: Iterable[TrialResult]) -> None:
+    """Raise `TrialFailed` where one of the trials failed: it says nothing of its recipe, and leaves no comparison."""
+    for result in results:
+        if result.outcome is Outcome.FAILED:
+            request = result.request
+            raise TrialFailed(
+                f"{stage}: the trial with seed {request.seed} failed after {result.steps} of {request.horizon} steps "
+                f"({result.message}), and without it there is nothing to compare; raise trial_timeout, or mend what "
+                "held it up"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,11 +183,16 @@ class StageContext:
         return self._studies[stage]
 
     def measure(self, stage: str, recipe: Recipe, seeds: Sequence[int]) -> list[TrialResult]:
-        """Train a fixed recipe to the horizon on each seed; what was trained before is not trained again."""
-        return self.measure_all(stage, [recipe], seeds)[0]
+        """Train a fixed recipe to the horizon on each seed; what was trained before is not trained again.
+
+        Raises `TrialFailed` where a trial fails.
+        """
+        (results,) = self.measure_all(stage, [recipe], seeds)
+        refuse_failed(stage, results)
+        return results
 
     def measure_all(self, stage: str, recipes: Sequence[Recipe], seeds: Sequence[int]) -> list[list[TrialResult]]:
-        """The same for several recipes, side by side."""
+        """The same for several recipes, side by side; a trial that fails is a result."""
         asked: list[Asked] = []
         requests: list[TrialRequest] = []
         for recipe in {recipe.training_key(): recipe for recipe in recipes}.values():
@@ -289,7 +306,7 @@ class StageContext:
     def _keep(self, stage: str, study: str, number: int, result: TrialResult) -> None:
         self.budget.spent += result.steps
         request = result.request
-        if request.ramp is None and result.outcome in (Outcome.COMPLETED, Outcome.DIVERGED):
+        if request.ramp is None and result.outcome is not Outcome.PRUNED:
             self._known[request.recipe.training_key(), request.seed, request.horizon] = result
         self._on_trial(TrialRecord(stage, study, number, result, self.value(result)))
 
@@ -299,7 +316,8 @@ class StageContext:
         Every confirmation of a sweep takes a smaller share of the error allowed to all, and divides it among as many
         looks as the budget could pay for: where it cannot pay for a second one, the only one takes all seeds it pays
         for. Where it cannot pay for another confirmation either, this one takes all the error that is left. One that
-        divergence decides takes none. Raises `BudgetSpent` when it cannot pay for the first.
+        divergence decides takes none. Raises `BudgetSpent` when it cannot pay for the first, and `TrialFailed` where a
+        trial of the incumbent fails.
         """
         looks = self._looks([incumbent, challenger])
         # A budget for one look pays for nothing after it, unless a trial diverges.
@@ -317,8 +335,10 @@ class StageContext:
                 if evidence is None:
                     raise
                 break
+            refuse_failed(stage, results[0])
             here, there = ([self.value(result) for result in own] for own in results)
-            evidence = weigh(seeds, here, there, direction, error)
+            failed = sum(result.outcome is Outcome.FAILED for result in results[1])
+            evidence = weigh(seeds, here, there, direction, error, failed)
             tested |= evidence.tested
             if enough(evidence, direction, looks[place + 1 :], error):
                 break

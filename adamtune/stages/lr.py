@@ -13,10 +13,11 @@ from adamtune.knobs import Knob
 from adamtune.recipe import Recipe
 from adamtune.spec import Spec
 from adamtune.stages import factorial
-from adamtune.stages.context import StageAnswer, StageContext
+from adamtune.stages.context import StageAnswer, StageContext, refuse_failed
 from adamtune.stages.costs import confirmation_cost, frugal
 from adamtune.stages.lr_bracket import bracket, for_horizon, lower_end
 from adamtune.stages.lr_response import Response, optimum
+from adamtune.trial import TrialResult
 
 NAME = "lr"
 QUESTION = "Which learning rate trains best over the whole run?"
@@ -55,18 +56,20 @@ def ladder(
     """Trials at `lrs` (rising) over `horizon`, up to `most` with those added while the best lies at an end.
 
     Each round goes on with the share `keep` of its learning rates at half its length, by Optuna's pruner. Raises
-    `NothingLearned` when every trial diverges even at the lower limit.
+    `NothingLearned` when every trial diverges even at the lower limit, `TrialFailed` when none completes and one fails.
     """
     seeds = context.seeds.search
     study = context.study(f"{stage}/{horizon}-steps", [limits], keep)
     scores: dict[float, float] = {}
     outcomes: dict[float, Outcome] = {}
+    trained: list[TrialResult] = []
     new = sorted(lrs)
     while new:
         asked = [trial for lr in new for trial in study.ask({"lr": lr}, seeds)]
         requests = [context.request(recipe.with_knob("lr", lr), seed, horizon) for lr in new for seed in seeds]
         middle = [horizon // 2] if len(new) > 2 and horizon >= 2 else []
         results = context.race(stage, study, asked, requests, [*middle, horizon], prune_at=middle)
+        trained += results
         for place, lr in enumerate(new):
             own = results[place * len(seeds) : (place + 1) * len(seeds)]
             scores[lr], outcomes[lr] = context.score(map(context.value, own)), worst(own)
@@ -76,6 +79,7 @@ def ladder(
         )
         new = _beyond(response, spacing, limits)[: most - len(scores)]
     if not any(map(math.isfinite, response.scores)):
+        refuse_failed(stage, trained)
         raise NothingLearned(
             f"all {len(scores) * len(seeds)} trials diverged, at every learning rate from {response.lrs[0]:.2g} to "
             f"{response.lrs[-1]:.2g}; check the loss for overflow, or clip the gradients (clip_norm: 1.0 in the base)"

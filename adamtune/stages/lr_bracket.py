@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 
 from adamtune.errors import NothingLearned
 from adamtune.history import worst
 from adamtune.knobs import Knob
 from adamtune.recipe import Recipe
-from adamtune.stages.context import StageContext
+from adamtune.stages.context import StageContext, refuse_failed
 from adamtune.stages.lr_curve import RangeCurve
 from adamtune.stages.lr_response import Response, optimum, parabola
 from adamtune.trial import TrialResult
@@ -95,7 +96,7 @@ def bracket(
     `at(lr)` is the recipe to train. What is left of the trials then goes to a second seed for the best and its
     neighbours. `stage` is the stage that the trials go by; without `baseline` the untrained model is not scored.
 
-    Raises `NothingLearned` when every trial diverges.
+    Raises `NothingLearned` when every trial diverges, `TrialFailed` when none completes and one fails.
     """
     seeds = context.seeds.search
     study = context.study(f"{stage}/{horizon}-steps", [limits])
@@ -128,6 +129,7 @@ def bracket(
         train(beyond[:1], seeds[0])
         used += 1
     if not any(map(math.isfinite, found.scores)):
+        refuse_failed(stage, chain.from_iterable(results.values()))
         raise NothingLearned(
             f"all {used} trials diverged, down to a learning rate of {found.lrs[0]:.2g}; check the loss for overflow"
         )

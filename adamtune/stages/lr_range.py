@@ -11,7 +11,7 @@ from adamtune.errors import NothingLearned
 from adamtune.evidence import Verdict
 from adamtune.recipe import Recipe
 from adamtune.spec import Spec
-from adamtune.stages.context import StageAnswer, StageContext
+from adamtune.stages.context import StageAnswer, StageContext, refuse_failed
 from adamtune.stages.costs import frugal
 from adamtune.stages.lr_bracket import centre_of
 from adamtune.stages.lr_curve import RangeCurve, RangeStatus, read_curve, smooth
@@ -64,7 +64,8 @@ def range_test(
     Adam's moments run on through the ramp, as they would under any schedule: with beta1 = 0.9 they remember ten steps,
     a sixth of a decade at the default 60 steps a decade, which is within the smoothing. A seed stops when it diverges
     or its smoothed loss has climbed back all it had fallen, and as much again; or at the end of the ramp, but a loss
-    that has not turned there by then is followed on to lr `furthest`.
+    that has not turned there by then is followed on to lr `furthest`. A seed whose trial fails is left out; where all
+    fail, `TrialFailed` is raised.
 
     With `validation` the curve is the validation loss, evaluated about three times in a smoothing window.
     """
@@ -87,6 +88,11 @@ def range_test(
                 batch.prune(index)
                 ended[index] = f"{why} by lr {ramp.lr_at(report.step - 1):.2g}"
     results = context.close(NAME, study, asked, batch, _last_loss)
+    sound = [index for index, result in enumerate(results) if result.outcome is not Outcome.FAILED]
+    if not sound:
+        refuse_failed(NAME, results)
+    results, losses = [results[index] for index in sound], [losses[index] for index in sound]
+    ended = {place: ended[index] for place, index in enumerate(sound) if index in ended}
     lrs = [ramp.lr_at(step) for step in range(ramp.steps)]
     if validation:
         curve = read_curve(lrs[every - 1 :: every], losses, max(1.0, window / every))

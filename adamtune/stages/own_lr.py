@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from adamtune.errors import NothingLearned
+from adamtune.errors import NothingLearned, TrialFailed
 from adamtune.knobs import Knob
 from adamtune.recipe import Recipe
 from adamtune.stages.context import StageContext
@@ -65,9 +65,9 @@ def short_test(
     centre = limits.clip(centre)
     try:
         found = bracket(context, at, centre, horizon, TRIALS, limits, stage=stage, baseline=False)
-    except NothingLearned:
-        failed = f"every short trial diverged, from lr {centre:.2g} downwards"
-        return ShortTest(None, {}, failed)
+    except (NothingLearned, TrialFailed) as problem:
+        ends = "diverged" if isinstance(problem, NothingLearned) else "diverged or failed"
+        return ShortTest(None, {}, f"every short trial {ends}, from lr {centre:.2g} downwards")
     response = found.response
     lr = for_horizon(optimum(response), response.horizon, context.horizon).lr
     return ShortTest(limits.clip(float(f"{lr:.3g}")), {"responses": [response.to_dict()]})

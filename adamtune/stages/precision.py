@@ -14,7 +14,7 @@ from adamtune.knobs import Choice
 from adamtune.recipe import Precision, Recipe
 from adamtune.spec import Spec
 from adamtune.stages.choose import Candidate
-from adamtune.stages.context import StageAnswer, StageContext
+from adamtune.stages.context import StageAnswer, StageContext, refuse_failed
 from adamtune.trial import Outcome, TrialRequest, TrialResult
 
 NAME = "precision"
@@ -70,6 +70,7 @@ def run(context: StageContext, incumbent: Recipe) -> StageAnswer:
     candidates = _candidates(context.spec, incumbent)
     tried = [own, *candidates]
     results = _alone(context, tried)
+    refuse_failed(NAME, results[own.label])
     seconds = {each.label: _seconds_a_step(results[each.label]) for each in tried}
     scores = {each.label: context.score(map(context.value, results[each.label])) for each in tried}
     details = {
@@ -88,7 +89,8 @@ def run(context: StageContext, incumbent: Recipe) -> StageAnswer:
         pace = f"{named} takes {ratio:.2f} of the time of {own.label}"
         short = each.label != "fp32"
         if not math.isfinite(scores[each.label]):
-            told.append(f"{each.label} diverged")
+            ended = worst(results[each.label])
+            told.append(f"{each.label} {Outcome.FAILED if ended is Outcome.FAILED else Outcome.DIVERGED}")
         elif short and not ratio <= FASTER:
             told.append(f"{pace}, which is no gain")
         elif not short and not scores[each.label] < scores[own.label]:
