@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -18,6 +18,7 @@ from adamtune.evidence import Direction
 from adamtune.knobs import KNOBS
 from adamtune.recipe import Recipe
 from adamtune.search import Asked, KnobStudy, close_storage, open_storage
+from adamtune.search.patient import PatientStorage
 from adamtune.trial import Outcome, TrialRequest, TrialResult
 
 NAN = math.nan
@@ -269,6 +270,55 @@ def test_where_a_study_asks_for_something_else_the_trials_left_open_are_closed(t
     assert [trial.number for trial in asked] == [0, 3]
     trials = optuna.load_study(study_name="s", storage=open_storage(None, tmp_path / "j")).trials
     assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", "FAIL", "RUNNING"]
+
+
+class Killed(BaseException):
+    pass
+
+
+WRITES = ("_create_new_trial", "_set_trial_param", "set_trial_state_values", "set_trial_user_attr")
+
+
+@pytest.mark.parametrize("writes", range(1, 5))
+def test_a_study_killed_before_any_write_to_a_database_is_gone_on_with(
+    writes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, left = f"sqlite:///{tmp_path / 's.db'}", iter(range(writes))
+
+    def dying(write: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object, **kwargs: object) -> object:
+            if next(left, None) is None:
+                raise Killed
+            return write(*args, **kwargs)
+
+        return call
+
+    def sitting() -> list[list[Asked]]:
+        search = study("lr", storage=open_storage(url, tmp_path))
+        return [search.ask({"lr": lr}, SEEDS, label="a") for lr in (1e-3, 1e-2)]
+
+    with monkeypatch.context() as mortal:
+        for name in WRITES:
+            mortal.setattr(PatientStorage, name, dying(getattr(PatientStorage, name)))
+        with pytest.raises(Killed):
+            sitting()
+    first = sitting()
+    assert [trial.number for point in first for trial in point] == list(range(6))
+    assert sitting() == first
+    trials = trials_in(open_storage(url, tmp_path))
+    assert [trial.state.name for trial in trials] == ["RUNNING"] * 6
+    assert [trial.user_attrs for trial in trials] == [
+        {"point": point, "seed": seed, "label": "a"} for point in (0, 1) for seed in SEEDS
+    ]
+
+
+def test_a_trial_that_was_only_queued_in_a_database_is_closed(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 's.db'}"
+    study("lr", storage=open_storage(url, tmp_path))
+    optuna.load_study(study_name="s", storage=url).enqueue_trial({"lr": 0.5})
+    (asked,) = study("lr", storage=open_storage(url, tmp_path)).ask({"lr": 1e-2}, [0])
+    assert asked == Asked(1, {"lr": pytest.approx(1e-2)}, 0)
+    assert [trial.state.name for trial in trials_in(open_storage(url, tmp_path))] == ["FAIL", "RUNNING"]
 
 
 def test_a_storage_url_is_opened(tmp_path: Path) -> None:

@@ -257,25 +257,36 @@ class KnobStudy:
         return asked
 
     def _new(self, values: Mapping[str, Value] | None, attrs: Mapping[str, Any]) -> optuna.Trial:
-        if values is not None:
-            self._study.enqueue_trial(dict(_as_parameter(self._knobs[name], v) for name, v in values.items()))
-        trial = self._study.ask(self._distributions(values))
-        for key, attr in attrs.items():
-            trial.set_user_attr(key, attr)
-        return trial
+        distributions = self._distributions(values)
+        if values is None:
+            trial = self._study.ask(distributions)
+            for key, attr in attrs.items():
+                trial.set_user_attr(key, attr)
+            return trial
+        whole = optuna.trial.create_trial(
+            state=TrialState.RUNNING,
+            params=self._as_parameters(values),
+            distributions=distributions,
+            user_attrs=dict(attrs),
+        )  # written in one piece, so that whoever is killed has asked for all of it or for nothing
+        return optuna.Trial(self._study, self._study._storage.create_new_trial(self._study._study_id, whole))
+
+    def _as_parameters(self, values: Mapping[str, Value]) -> dict[str, Value]:
+        return dict(_as_parameter(self._knobs[name], value) for name, value in values.items())
 
     def _again(self, values: Mapping[str, Value] | None, attrs: Mapping[str, Any]) -> FrozenTrial | None:
         """The trial that an earlier sitting asked for at this place; None where it asked for none, or for another."""
         if not self._former:
             return None
         former = self._former.popleft()
-        params = dict(_as_parameter(self._knobs[name], value) for name, value in (values or {}).items())
         same = all(former.user_attrs.get(key) == json.loads(json.dumps(attr)) for key, attr in attrs.items())
-        if same and (values is None or former.params == params):
+        if same and (values is None or former.params == self._as_parameters(values)):
             return former
         for stale in (former, *self._former):  # rounding has led elsewhere, and these are not asked for any more
             if not stale.state.is_finished():
-                self._study.tell(stale.number, state=TrialState.FAIL)
+                self._study._storage.set_trial_state_values(
+                    stale._trial_id, TrialState.FAIL
+                )  # also where it only waits
         self._former.clear()
         return None
 
