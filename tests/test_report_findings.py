@@ -51,6 +51,13 @@ def test_few_trials_say_nothing(run: Path) -> None:
     assert findings_section(run, RESULT) is None
 
 
+def test_statistics_that_never_vary_say_nothing(run: Path) -> None:
+    probe = pd.read_csv(run / "probe.csv")
+    probe.assign(value=1.0).to_csv(run / "probe.csv", index=False)
+    assert related_statistics(run, 8).empty
+    assert findings_section(run, RESULT) is None
+
+
 def test_findings_are_told_and_escaped(run: Path) -> None:
     finding = {
         **{"rule": "eps-size", "severity": "warning", "told": "<b>eps</b> is large", "advice": "lower it"},

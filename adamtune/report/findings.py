@@ -74,6 +74,8 @@ def related_statistics(run: Path, horizon: int) -> pd.DataFrame:
     if len(joined) < _LEAST_TRIALS:
         return nothing
     varying = [name for name in wide.columns if joined[name].nunique() > 1]
+    if not varying:
+        return nothing
     ranks = joined.rank()
     rho = ranks[varying].corrwith(ranks["value"]).dropna()
     table = pd.DataFrame({"statistic": rho.index, "rho": rho.to_numpy(), "trials": len(joined)})
