@@ -237,10 +237,15 @@ def sweep(
             run.write(rundir.RECIPE, recipe.to_yaml())
             notes.write_so_far()  # the report reads it
             told_as = rundir.jsonable(result.to_dict())
-            run.write(rundir.REPORT, report_html(run.path, told_as))
-            run.log(f"done: {context.budget.spent} steps in {seconds:.1f} s")
             close_storage(storage)
             shutil.rmtree(run.file(rundir.CHECKPOINTS), ignore_errors=True)  # of trials that failed
+            try:
+                page = report_html(run.path, told_as)
+            except Exception:  # a bug in a drawing, which must not cost the result
+                run.write_json(rundir.RESULT, told_as)
+                raise
+            run.write(rundir.REPORT, page)
+            run.log(f"done: {context.budget.spent} steps in {seconds:.1f} s")
             run.write_json(rundir.RESULT, told_as)  # last: a run that has it is finished
     return result
 

@@ -359,6 +359,22 @@ def test_what_a_race_has_trained_is_kept_when_one_of_its_trials_raises(tmp_path:
     assert 0 < told.count - 20 < trials["steps"].sum()
 
 
+def test_a_report_that_cannot_be_drawn_does_not_cost_the_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def undrawable(*_: object) -> str:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("adamtune.sweeps.report_html", undrawable)
+    with pytest.raises(ZeroDivisionError):
+        sweep(spec(stages=["eps"], horizon=2), tmp_path / "run")
+    assert read_result(tmp_path / "run")["recommended"]["seeds"] == 5
+    left = {entry.name for entry in (tmp_path / "run").iterdir()}
+    assert "recipe.yaml" in left
+    assert not left & {"report.html", rundir.CHECKPOINTS}
+    assert "ended by ZeroDivisionError" in (tmp_path / "run" / "log.txt").read_text()
+
+
 @pytest.mark.parametrize(
     ("options", "error", "told"),
     [
