@@ -7,7 +7,7 @@ from statistics import fmean
 
 import optuna
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -177,6 +177,14 @@ def test_proposals_follow_from_the_samplers_seed() -> None:
     assert first != proposals(seed=4)
     for point in first:
         assert all(KNOBS[name].low <= value <= KNOBS[name].high for name, value in point.items())
+
+
+@given(st.integers(0, 10**15))
+@settings(max_examples=10)
+@example(2**32 - 1)
+@example(2**32)
+def test_every_seed_that_a_spec_may_have_has_proposals(seed: int) -> None:
+    assert proposals(seed, points=1) == proposals(seed, points=1)
 
 
 # --- how trials are told

@@ -215,7 +215,7 @@ class KnobStudy:
             study_name=name,
             direction=direction,
             load_if_exists=True,
-            sampler=optuna.samplers.TPESampler(seed=sampler_seed),
+            sampler=optuna.samplers.TPESampler(seed=sampler_seed % 2**32),  # numpy takes no larger one
             pruner=optuna.pruners.NopPruner(),  # trials meet at rungs, and are compared there by ours
         )
         self._pruner = RungPruner(keep, direction)
