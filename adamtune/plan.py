@@ -19,7 +19,7 @@ from adamtune.stages import REGISTRY
 from adamtune.stages.context import BudgetSpent, StageAnswer, StageContext, TrialRecord, refuse_failed
 from adamtune.stages.costs import budget_steps
 from adamtune.stages.findings import found_until_now
-from adamtune.trial import TrialResult
+from adamtune.trial import Outcome, TrialResult
 
 _FULL_TRIALS_FOR: dict[StageName, int] = {
     **{"lr_range": 0, "lr": 0, "beta1": 10, "eps": 25},
@@ -190,7 +190,8 @@ def run_plan(plan: Plan, context: StageContext, progress: Progress) -> Recipe:
 def conclude(context: StageContext, recommended: Recipe, progress: Progress) -> Conclusion:
     """Train the base recipe and the recommended one on the fresh seeds.
 
-    Raises `NothingLearned` when the recommended recipe diverges there on every seed, `TrialFailed` where a trial fails.
+    Raises `NothingLearned` when the recommended recipe has no finite objective there on any seed, `TrialFailed` where a
+    trial fails.
     """
     progress.on_stage(FINAL, "How do default and recommended compare on seeds no stage has seen?")
     context.budget.steps = context.budget.deadline = math.inf  # what was set aside for this is spent now
@@ -200,6 +201,11 @@ def conclude(context: StageContext, recommended: Recipe, progress: Progress) -> 
     refuse_failed(FINAL, chain.from_iterable(results))
     default, answer = (_measured(context, recipe, own) for recipe, own in zip(recipes, results, strict=True))
     if not any(map(math.isfinite, answer.values)):
+        if any(result.outcome is Outcome.COMPLETED for result in results[1]):
+            raise NothingLearned(
+                f"the metric '{context.spec.objective.name}' is not finite in any trial on the {len(seeds)} fresh "
+                "seeds, though the loss is, so nothing is recommended; check how the task computes it"
+            )
         raise NothingLearned(
             f"every trial diverged on the {len(seeds)} fresh seeds, so nothing is recommended; "
             "check the task's loss for overflow, or lower lr in the base recipe"

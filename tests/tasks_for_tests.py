@@ -101,6 +101,11 @@ def hanging_while_there_is(file: str) -> Task:
     return replace(task, train_batches=batches)
 
 
+def unmeasured() -> Task:
+    """Its loss is sound and its metric never finite."""
+    return replace(separable(), metrics={"gain": lambda model, batch: torch.tensor(float("nan"))})
+
+
 def nan() -> Task:
     """No loss is ever finite."""
     return replace(separable(), loss=lambda model, batch: model(batch[0]).sum() * float("nan"))

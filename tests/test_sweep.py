@@ -335,6 +335,15 @@ def test_when_every_trial_diverges_nothing_is_recommended(task: str, tmp_path: P
     assert "ended by NothingLearned" in (tmp_path / "run" / "log.txt").read_text()
 
 
+def test_a_metric_that_is_never_finite_is_named(tmp_path: Path) -> None:
+    objective = Objective(name="gain", direction="maximize")
+    with pytest.raises(
+        NothingLearned, match="the metric 'gain' is not finite in any trial on the 5 fresh seeds"
+    ) as told:
+        sweep(spec("unmeasured", stages=["eps"], horizon=2, objective=objective), tmp_path / "run")
+    assert "diverged" not in str(told.value)
+
+
 def test_a_task_that_raises_midway_leaves_the_trials_measured_until_then(tmp_path: Path) -> None:
     told = Steps()
     told_where = r"task 'separable' raised ValueError: the toy broke .* at (the evaluation after )?training step \d+"
