@@ -495,6 +495,16 @@ def test_sweep_and_show_tell_people_the_answer(cli: Cli, spec: Callable[..., Pat
     assert cli("show").out.startswith("no runs in runs/; adamtune init writes a task and a spec to start from, ")
 
 
+def test_what_has_no_number_is_told_alike_by_sweep_and_show(cli: Cli, spec: Callable[..., Path]) -> None:
+    """A target that is never reached, and a default that diverges."""
+    rest = "stages: [lr]\nobjective: {time_to: 1.0e-9}\nbase: wild.yaml\n"
+    (path := spec(rest=rest)).with_name("wild.yaml").write_text("lr: 1.0e+4\n")
+    said = cli("sweep", path, "--run-dir", "here")
+    assert said.out == cli("show", "here").out
+    assert "never by default, never recommended" in said.out
+    assert "default:     loss diverged on 5 of 5 fresh seeds" in said.out
+
+
 @pytest.mark.parametrize("folder", ["[red]x", "a[/b]"])
 def test_a_run_directory_with_brackets_is_told_as_it_is(cli: Cli, spec: Callable[..., Path], folder: str) -> None:
     said = cli("sweep", spec(), "--run-dir", folder)

@@ -59,7 +59,7 @@ def sweep(
     with imports.quickly():
         from adamtune.report import terminal
         from adamtune.report.live import sweep_progress
-        from adamtune.rundir import next_run_dir
+        from adamtune.rundir import jsonable, next_run_dir
         from adamtune.sweeps import plan_of
         from adamtune.sweeps import sweep as run_sweep
 
@@ -88,7 +88,7 @@ def sweep(
     if json:
         terminal.print_json(result.to_dict())
     else:
-        terminal.print_result(result.to_dict(), result.run_dir)
+        terminal.print_result(jsonable(result.to_dict()), result.run_dir)
     return ExitCode.DONE
 
 
