@@ -11,6 +11,7 @@ from typing import Any
 from adamtune import groups, handover, sparse
 from adamtune.export import told
 from adamtune.export.format import Context, Format, Settings
+from adamtune.export.loop import training_loop
 from adamtune.recipe import GroupRule, Recipe, Schedule, Switch, WarmupSteps
 
 
@@ -31,7 +32,7 @@ def python_module(
     by_kind = any(rule.match.kind for rule in recipe.groups)
     by_name = any(rule.match.params for rule in recipe.groups)
     parts = [
-        _header(recipe, title, use or textwrap.indent(_loop(recipe), "    ")),
+        _header(recipe, title, use or textwrap.indent(training_loop(recipe), "    ")),
         "\n".join([_imports(recipe, by_kind), *imports]),
         _constants(recipe),
         _build(recipe),
@@ -80,18 +81,6 @@ def _header(recipe: Recipe, title: str, use: str) -> str:
 
 {notes}
 """'''
-
-
-def _loop(recipe: Recipe) -> str:
-    clip = "\n    torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)" if recipe.clip_norm else ""
-    if clip and recipe.precision == "fp16":
-        clip += "  # after scaler.unscale_(optimizer)"
-    return f"""optimizer, scheduler = build_optimizer(model, total_steps)
-for batch in batches:
-    loss(model, batch).backward(){clip}
-    optimizer.step()
-    scheduler.step()
-    optimizer.zero_grad()"""
 
 
 def _plain(value: Any) -> str:
