@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from adamtune.cli.export import export as export_command
 from adamtune.errors import AdamtuneError, ExportError, RecipeError, RunDirError
-from adamtune.export import FORMATS, companion_path, export_recipe, recipe_of, write_export
+from adamtune.export import FORMATS, Context, companion_path, export_recipe, recipe_of, write_export
 from adamtune.recipe import GroupRule, Match, Precision, Recipe, Schedule, Switch, WarmupSteps
 from adamtune.task import Task
 from adamtune.trial import Trial, TrialRequest
@@ -439,6 +439,20 @@ def test_the_loop_the_module_shows_has_only_what_the_recipe_needs() -> None:
     for part in ("clip_grad_norm_", "autocast", "scale", "ACCUMULATE"):
         assert part in shown_loop(imported(clipped))
         assert part not in shown_loop(imported(Recipe()))
+
+
+@pytest.mark.parametrize("format", ["python", "deepspeed"])
+@pytest.mark.parametrize("recipe", [Recipe.default(), Recipe(optimizer="sgd"), Recipe(clip_norm=1.0), SWITCHED])
+def test_what_only_sparse_tables_need_stands_at_the_end_under_a_comment(recipe: Recipe, format: str) -> None:
+    exported = export_recipe(recipe, format, Context(total_steps=10))
+    source = exported.companion or exported.text
+    body, _, end = source.partition("\n# From here on: only for models with nn.Embedding(sparse=True)")
+    defined = [node.name for node in ast.parse(body).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    at_end = [node.name for node in ast.parse("#" + end).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    needed = ["sparse_tables", "tables_apart", "with_sparse_adam", "AdamBesideSparseAdam"]
+    assert at_end == [name for name in needed if name in source]
+    assert {"build_optimizer", "lr_multiplier"} <= set(defined)
+    assert not set(defined) & set(needed)
 
 
 @pytest.mark.parametrize("name", ["True_", "import_me", "a-b"])

@@ -44,11 +44,6 @@ def python_module(
         parts.append(_matching(by_kind, by_name))
     if by_name:
         parts += [_source(groups.own_name), _source(groups.unwrapped)]
-    parts.append(_SPARSE_TABLES)
-    if not _refused_for_sparse(recipe):
-        parts.append(_tables_apart(recipe))
-    if _has_sparse_adam(recipe):
-        parts += [_sparse_adam(recipe), _source(sparse.AdamBesideSparseAdam)]
     if by_kind:
         parts += [
             _CLASSES_BY_KIND,
@@ -59,6 +54,7 @@ def python_module(
         ]
     if more:
         parts.append(more)
+    parts += _for_sparse_tables(recipe)
     return "\n\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
@@ -267,7 +263,19 @@ def _has_sparse_adam(recipe: Recipe) -> bool:
     return recipe.optimizer != "sgd" and not _refused_for_sparse(recipe)
 
 
-_SPARSE_TABLES = '''def sparse_tables(model: nn.Module) -> set[int]:
+def _for_sparse_tables(recipe: Recipe) -> list[str]:
+    parts = [_SPARSE_TABLES]
+    if not _refused_for_sparse(recipe):
+        parts.append(_tables_apart(recipe))
+    if _has_sparse_adam(recipe):
+        parts += [_sparse_adam(recipe), _source(sparse.AdamBesideSparseAdam)]
+    return parts
+
+
+_SPARSE_TABLES = '''# From here on: only for models with nn.Embedding(sparse=True) or nn.EmbeddingBag(sparse=True).
+
+
+def sparse_tables(model: nn.Module) -> set[int]:
     """Ids of the tables whose gradients hold the rows of the batch only, as those of nn.Embedding(sparse=True)."""
     tables = [module for module in model.modules() if isinstance(module, (nn.Embedding, nn.EmbeddingBag))]
     return {id(table.weight) for table in tables if table.sparse and table.weight.requires_grad}'''
