@@ -164,7 +164,7 @@ def param_groups(recipe: Recipe, model: nn.Module) -> list[ParamGroup]:
     members[DEFAULT] = []
     for name, param in trainable(model):
         members[group_of(recipe, own_name(name, model), kind_of[name])].append((name, param))
-    _refuse_idle(recipe, {own_name(name, model): kind for name, kind in kind_of.items()})
+    _refuse_idle(recipe, model, {own_name(name, model): kind for name, kind in kind_of.items()})
     rules = {rule.name: rule for rule in recipe.groups}
     sparse = {id(module.weight) for module in model.modules() if isinstance(module, _EMBEDDINGS) and module.sparse}
     made = []
@@ -200,7 +200,19 @@ def takes(match: Match, name: str, kind: Kind) -> bool:
     )
 
 
-def _refuse_idle(recipe: Recipe, kind_of: dict[str, Kind]) -> None:
+def unmatched(match: Match, model: nn.Module, kind_of: dict[str, Kind]) -> str:
+    """What to say of a `match` whose patterns fit none of the names in `kind_of`, which are each the `own_name`."""
+    of_kind = f" of kind {' or '.join(match.kind)}" if match.kind else ""
+    params = f"params {list(match.params or ())}{of_kind}"
+    counted = {id(param): own_name(name, model) for name, param in trainable(model)}
+    for name, param in model.named_parameters(remove_duplicate=False):
+        tied, alias = counted.get(id(param)), own_name(name, model)
+        if tied is not None and takes(match, alias, kind_of[tied]):
+            return f"{params} match '{alias}', which is tied to '{tied}' and counts under that name; name that one"
+    return f"{params} match no parameter of the model, which has e.g. {', '.join(list(kind_of)[:4])}"
+
+
+def _refuse_idle(recipe: Recipe, model: nn.Module, kind_of: dict[str, Kind]) -> None:
     """A person who names parameters means to set something for them: say so where that comes to nothing."""
     problems = []
     for rule in recipe.groups:
@@ -209,9 +221,7 @@ def _refuse_idle(recipe: Recipe, kind_of: dict[str, Kind]) -> None:
         matched = [name for name, kind in kind_of.items() if takes(rule.match, name, kind)]
         takers = [group_of(recipe, name, kind_of[name]) for name in matched]
         if not matched:
-            of_kind = f" of kind {' or '.join(rule.match.kind)}" if rule.match.kind else ""
-            some = ", ".join(list(kind_of)[:4])
-            what = f"params {list(rule.match.params)}{of_kind} match no parameter of the model, which has e.g. {some}"
+            what = unmatched(rule.match, model, kind_of)
         elif rule.name not in takers:
             what = (
                 f"matches nothing that is left: the first rule to match takes a parameter, and '{matched[0]}' matches "

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from adamtune import yaml_text
 from adamtune.errors import AdamtuneError, Problem, RecipeError, TaskError
-from adamtune.groups import group_of, kinds, param_groups, takes, trainable
+from adamtune.groups import group_of, kinds, own_name, param_groups, takes, trainable, unmatched
 from adamtune.recipe import Match, Recipe
 from adamtune.task import Batch, Task, describe_exception
 
@@ -96,7 +96,7 @@ def with_named_groups(recipe: Recipe, task: Task, model: nn.Module) -> Recipe:
         what = f"task '{task.name}': groups raised {describe_exception(problem)}"
         raise TaskError(f"{what}; it must return parameter names, or patterns such as 'head.*', by group") from problem
     source = f"groups of task '{task.name}'"
-    kind_of = kinds(model)
+    kind_of = {own_name(param, model): kind for param, kind in kinds(model).items()}
     own: set[str] = set()
     for name, params in named.items():
         if any(rule.name == name for rule in recipe.groups):
@@ -105,9 +105,9 @@ def with_named_groups(recipe: Recipe, task: Task, model: nn.Module) -> Recipe:
         data["groups"] = [*data["groups"], {"name": name, "match": {"params": params}}]
         extended = yaml_text.validate(Recipe, data, source, RecipeError)
         for pattern in extended.groups[-1].match.params or ():
-            if not any(takes(Match(params=(pattern,)), param, kind) for param, kind in kind_of.items()):
-                what = f"'{pattern}' matches no parameter of the model, which has e.g. {', '.join(list(kind_of)[:4])}"
-                raise RecipeError(source, [Problem(f"$.{name}", what)])
+            one = Match(params=(pattern,))
+            if not any(takes(one, param, kind) for param, kind in kind_of.items()):
+                raise RecipeError(source, [Problem(f"$.{name}", unmatched(one, model, kind_of))])
         match = extended.groups[-1].match
         takers = {group_of(extended, param, kind) for param, kind in kind_of.items() if takes(match, param, kind)}
         if name in takers:

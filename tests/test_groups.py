@@ -352,6 +352,19 @@ def test_patterns_that_match_nothing_are_refused_all_at_once_by_group_and_patter
     assert "0.weight" in told["$.groups.head.match"]
 
 
+@pytest.mark.parametrize("wrap", [lambda model: model, nn.DataParallel])
+def test_a_rule_that_names_a_tied_weight_by_its_other_name_is_told_the_one_to_name(
+    wrap: Callable[[nn.Module], nn.Module],
+) -> None:
+    model = nn.ModuleDict({"emb": nn.Embedding(5, D), "lm_head": nn.Linear(D, 5, bias=False)})
+    model["lm_head"].weight = model["emb"].weight
+    told = r"\['lm_head\.\*'\] match 'lm_head\.weight', which is tied to 'emb\.weight' .*; name that one"
+    with pytest.raises(RecipeError, match=told):
+        groups(wrap(model), rule("last", params="lm_head.*"))
+    with pytest.raises(RecipeError, match="of kind norm match no parameter"):
+        groups(wrap(model), rule("last", params="lm_head.*", kind="norm"))
+
+
 def test_rules_that_name_only_what_rules_before_them_take_are_refused_with_both_names_and_a_parameter() -> None:
     model = nn.Sequential(nn.Linear(D, D), nn.Linear(D, 2))
     rules = (

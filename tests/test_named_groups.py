@@ -55,7 +55,7 @@ def raising(model: nn.Module) -> Any:
     ("groups", "error", "told"),
     [
         (lambda model: {"lower": ["1.*"]}, RecipeError, r"groups of task 'two-parts': \$.lower: .*e.g. 0.weight"),
-        (lambda model: {"lower": ["0.*", "zzz"]}, RecipeError, r"\$.lower: 'zzz' matches no parameter"),
+        (lambda model: {"lower": ["0.*", "zzz"]}, RecipeError, r"\$.lower: params \['zzz'\] match no parameter"),
         (lambda model: {"all": ["*"], "lower": ["0.*"]}, RecipeError, r"\$.lower: is left nothing by 'all'"),
         (lambda model: {"two words": ["0.*"]}, RecipeError, "groups of task 'two-parts'.*two words"),
         (lambda model: {"lower": []}, RecipeError, "groups of task 'two-parts'.*must name"),
@@ -68,6 +68,19 @@ def test_what_are_no_groups_is_told(groups: Callable[[nn.Module], Any], error: t
     task = replace(tasks_for_tests.two_parts(), groups=groups)
     with pytest.raises(error, match=told):
         with_named_groups(Recipe.default(), task, task.make_model())
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, nn.DataParallel])
+def test_a_tied_weight_named_by_its_other_name_is_told_as_in_a_recipe(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    model = nn.ModuleDict({"emb": nn.Embedding(5, 3), "lm_head": nn.Linear(3, 5)})
+    model["lm_head"].weight = model["emb"].weight
+    task = replace(tasks_for_tests.two_parts(), groups=lambda model: {"last": ["lm_head.weight"]})
+    with pytest.raises(RecipeError) as named:
+        with_named_groups(Recipe(), task, wrap(model))
+    with pytest.raises(RecipeError) as ruled:
+        param_groups(Recipe(groups=(GroupRule(name="last", match=Match(params=("lm_head.weight",))),)), wrap(model))
+    assert [problem.what for problem in named.value.problems] == [problem.what for problem in ruled.value.problems]
+    assert "match 'lm_head.weight', which is tied to 'emb.weight'" in str(named.value)
 
 
 def test_a_sweep_asks_about_them(tmp_path: Path) -> None:
