@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -69,7 +70,7 @@ class Evidence:
 
     seeds: tuple[int, ...]
     incumbent: tuple[float, ...]
-    """The objective by seed; NaN where the trial diverged."""
+    """The objective by seed; NaN where the trial diverged or failed, or its metric is none."""
     challenger: tuple[float, ...]
     difference: Interval
     """Challenger minus incumbent, in units of the objective, over the seeds where both completed."""
@@ -97,7 +98,7 @@ def weigh(
     challenger: Sequence[float],
     direction: Direction,
     error: float = ERROR,
-    failed: int = 0,
+    ends: tuple[Sequence[str], Sequence[str]] | None = None,
 ) -> Evidence:
     """Decide between two recipes from their results on the same seeds (common random numbers).
 
@@ -105,7 +106,7 @@ def weigh(
     probability `error`, lies wholly on the better side of zero; or when it completes on every seed, the incumbent
     diverges on some, and the challenger is no worse on the rest. The seeds must not have been used to pick the
     challenger: then one comparison is made, and no correction is due for how many candidates stood for selection.
-    Of the challenger's trials without a value `failed` have not diverged.
+    `ends` says of each trial of either how it ended, as in `failed`; without it those with no value have diverged.
     """
     if not len(seeds) == len(incumbent) == len(challenger):
         raise ValueError("one value a seed is needed on both sides")
@@ -113,27 +114,31 @@ def weigh(
     difference = interval([b - a for a, b in both])
     sign = 1.0 if direction == "minimize" else -1.0
     gain = -sign * difference.mean
-    lost = sum(not math.isfinite(value) for value in challenger)
-    saved = sum(not math.isfinite(value) for value in incumbent)
+    saved, lost = (_lost(values, own) for values, own in zip((incumbent, challenger), ends or ((), ()), strict=True))
     count = len(seeds)
 
     def answer(verdict: Verdict, reason: str) -> Evidence:
         return Evidence(tuple(seeds), tuple(incumbent), tuple(challenger), difference, verdict, reason)
 
     if lost:
-        ends = [f"{how} on {seeds}" for how, seeds in (("diverged", lost - failed), ("failed", failed)) if seeds]
-        return answer(Verdict.KEPT, f"the challenger {' and '.join(ends)} of {count} seeds")
+        return answer(Verdict.KEPT, f"the challenger {lost} of {count} seeds")
     if saved:
         if not both or gain >= 0:
-            return answer(
-                Verdict.CHANGED, f"the incumbent diverged on {saved} of {count} seeds, the challenger on none"
-            )
-        return answer(Verdict.KEPT, "the challenger is worse on the seeds where the incumbent did not diverge")
+            return answer(Verdict.CHANGED, f"the incumbent {saved} of {count} seeds, the challenger on none")
+        return answer(Verdict.KEPT, "the challenger is worse on the seeds where the incumbent has a value")
     spread = f"{difference.mean:+.3g} [{difference.low:+.2g}, {difference.high:+.2g}] over {count} seeds"
     spread += _in_noise([b - a for a, b in both])
     if gain > _needed([b - a for a, b in both], error):
         return answer(Verdict.CHANGED, f"better by evidence: {spread}")
     return answer(Verdict.KEPT, f"no better by evidence: {spread}")
+
+
+def _lost(values: Sequence[float], ends: Sequence[str]) -> str:
+    """How the trials without a value ended, and on how many seeds each; empty where all have one."""
+    without = Counter(
+        end for value, end in zip(values, ends or ["diverged"] * len(values), strict=True) if not math.isfinite(value)
+    )
+    return " and ".join(f"{end} on {seeds}" for end, seeds in sorted(without.items()))
 
 
 def settled(evidence: Evidence, direction: Direction, looks_left: Sequence[int], error: float) -> bool:

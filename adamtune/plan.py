@@ -73,7 +73,9 @@ class Measured:
 
     recipe: Recipe
     values: tuple[float, ...]
-    """By seed; NaN where the trial diverged."""
+    """By seed; NaN where the trial diverged, or its metric is none."""
+    diverged: int
+    """On how many seeds."""
     summary: Interval
     """Their mean, and where the mean over `OTHER_SEEDS` other seeds should lie."""
     steps_to: tuple[float, ...] = ()
@@ -210,7 +212,9 @@ def conclude(context: StageContext, recommended: Recipe, progress: Progress) -> 
             f"every trial diverged on the {len(seeds)} fresh seeds, so nothing is recommended; "
             "check the task's loss for overflow, or lower lr in the base recipe"
         )
-    evidence = weigh(seeds, default.values, answer.values, context.spec.objective.direction)
+    mine, others = ([context.ending(result) for result in own] for own in results)
+    direction = context.spec.objective.direction
+    evidence = weigh(seeds, default.values, answer.values, direction, ends=(mine, others))
     return Conclusion(default, answer, evidence)
 
 
@@ -218,7 +222,8 @@ def _measured(context: StageContext, recipe: Recipe, results: Sequence[TrialResu
     values = tuple(context.value(result) for result in results)
     target = context.spec.objective.time_to
     steps = () if target is None else tuple(_steps_to(context.spec.objective, result) for result in results)
-    return Measured(recipe, values, interval(values, OTHER_SEEDS), steps)
+    diverged = sum(result.outcome is Outcome.DIVERGED for result in results)
+    return Measured(recipe, values, diverged, interval(values, OTHER_SEEDS), steps)
 
 
 def _steps_to(objective: Objective, result: TrialResult) -> float:

@@ -367,7 +367,7 @@ def _measured_dict(measured: Measured) -> dict[str, Any]:
     told: dict[str, Any] = _interval_dict(measured.summary) | {
         "seeds": measured.summary.count,
         "values": list(measured.values),
-        "diverged": sum(not math.isfinite(value) for value in measured.values),
+        "diverged": measured.diverged,
     }
     if measured.steps_to:
         told |= {"steps_to": list(measured.steps_to), "median_steps_to": statistics.median(measured.steps_to)}

@@ -39,6 +39,8 @@ class FormulaEngine:
     """Of a step."""
     fails: Callable[[TrialRequest], bool] = lambda request: False
     """Which trials fail before their first step."""
+    unscored: Callable[[TrialRequest], bool] = lambda request: False
+    """Which trials have no finite `score` beside their loss."""
     untrained: float = 1e9
     name: str = "formula"
     opened: list[TrialRequest] = field(default_factory=list)
@@ -80,7 +82,7 @@ class FormulaBatch:
         else:
             losses = tuple(self._loss(request, step) for step in new)
         last = losses[-1] if losses else self._engine.untrained
-        values = {"loss": last, "score": last} if evaluate else {}
+        values = {"loss": last, "score": math.nan if self._engine.unscored(request) else last} if evaluate else {}
         probe = self._engine.probe(request.recipe) if self._engine.probe and request.probe else {}
         if self._engine.probe_at and request.probe:
             probe = self._engine.probe_at(self._steps[at] / request.horizon)

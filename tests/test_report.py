@@ -225,6 +225,15 @@ def test_a_default_that_diverged_has_no_mean_and_no_ratio(page_of: Callable[[], 
     assert "ratio" not in text
 
 
+def test_a_default_whose_metric_is_not_finite_is_not_said_to_have_diverged(
+    page_of: Callable[[], str], result: dict[str, Any]
+) -> None:
+    result["default"] |= {"mean": None, "ci95": [None, None], "values": [None, 0.5], "diverged": 0}
+    assert re.search(r"Default\s+not finite\s+on 1 of 2 fresh seeds", text_of(page_of()))
+    result["default"] |= {"values": [None, None], "diverged": 1}
+    assert re.search(r"Default\s+diverged\s+on 1 and not finite on 1 of 2 fresh seeds", text_of(page_of()))
+
+
 def test_values_below_zero_have_a_difference_but_no_ratio(page_of: Callable[[], str], result: dict[str, Any]) -> None:
     result["default"] |= {"mean": -0.28}
     text = text_of(page_of())

@@ -85,6 +85,7 @@ def test_all_trials_stand_in_parallel_coordinates(make_run: Callable[..., Path])
         row |= {"value": row["lr"] + 0.01, "eps": 1e-8, "schedule": "linear" if row["lr"] == 0.5 else "cosine"}
     tables["trials.csv"].append({**tables["trials.csv"][0], "trial": 1, "lr": 9.0, "outcome": "diverged", "value": ""})
     tables["trials.csv"].append({**tables["trials.csv"][0], "trial": 2, "lr": 0.3, "outcome": "pruned", "value": ""})
+    tables["trials.csv"].append({**tables["trials.csv"][0], "trial": 3, "lr": 0.2, "value": ""})
     run = make_run("mine", tables=tables)
     assert command(["report", "mine", "--open", "never"]) == 0
     page = (run / rundir.REPORT).read_text()
@@ -92,13 +93,14 @@ def test_all_trials_stand_in_parallel_coordinates(make_run: Callable[..., Path])
     axes = drawn["layout"]["xaxis"]["ticktext"]
     assert axes == ["<b>lr</b>", "<b>schedule</b>", "<b>loss</b>"]  # eps never varied
     lines = {trace["name"]: trace["y"] for trace in drawn["data"]}
-    assert set(lines) == {"default", "recommended", "the best tenth", "diverged"}
+    assert set(lines) == {"default", "recommended", "the best tenth", "diverged", "not finite"}
     assert lines["diverged"][:3] == [1.0, 1.0, None]  # the highest lr, linear, and no loss
     assert lines["default"][:3] == [0.0, 0.0, 0.0]  # the lowest lr, cosine, the lowest loss
     assert lines["the best tenth"][1:3] == [1.0, 1.0]
     text = text_of(page)
-    assert "7 trials (5 completed, 1 diverged, 1 pruned)" in text
+    assert "8 trials (6 completed, 1 diverged, 1 pruned)" in text
     assert "0.0223 2 recommended 0.0123 cosine" in " ".join(text.split())
+    assert "not finite 1 0.2 linear" in " ".join(text.split())
 
 
 def test_of_many_recipes_few_are_drawn_the_default_and_the_recommended_among_them(
@@ -233,7 +235,7 @@ def test_the_means_of_three_runs_stand_in_one_picture(make_run: Callable[..., Pa
     of_run = {trace["name"]: trace["line"]["color"] for trace in curves["data"]}
     assert {name: traces[f"{name}, by seed"]["marker"]["color"] for name in of_run} == of_run
     text = " ".join(text_of(page).split())
-    assert "No mean, because diverged on a seed: c." in text
+    assert "No mean, because a seed has no value: c." in text
     assert "a 0.07 [0.06, 0.08] over 2 fresh seeds 0.065 0.075 - b<i>" in text
 
 

@@ -795,6 +795,37 @@ def test_where_no_short_trial_completes_and_one_failed_nobody_is_told_that_all_d
         lr.run(lab.context, Recipe())
 
 
+# --- a metric that is not finite beside a sound loss
+
+SCORE = Objective(name="score", direction="minimize")
+
+
+@pytest.mark.parametrize("without", ["challenger", "incumbent"])
+def test_a_metric_that_is_not_finite_in_a_confirmation_is_told_as_such(without: str) -> None:
+    lab = bench(by_beta2({0.99: -0.3}, 0.02), objective=SCORE)
+    recipe = Recipe() if without == "incumbent" else Recipe().with_knob("beta2", 0.99)
+    lab.engine.unscored = lambda request: confirming(lab, recipe, request)
+    answer = choose_value(lab.context, "beta2", Recipe(), VALUES)
+    assert answer.verdict is (Verdict.KEPT if without == "challenger" else Verdict.CHANGED)
+    assert f"the {without} had no finite score (let the metric return a number) on 1 of 3 seeds" in answer.reason
+    assert "diverged" not in answer.reason
+
+
+def bracketed(context: StageContext, recipe: Recipe) -> object:
+    return bracket(context, lr_of, recipe.lr, 20, 6, context.spec.knob("lr"))
+
+
+@pytest.mark.parametrize("search", [lr.run, bracketed])
+def test_a_metric_that_is_finite_in_no_trial_of_a_search_is_told_with_the_remedy(
+    search: Callable[[StageContext, Recipe], object],
+) -> None:
+    lab = bench(lambda recipe, seed: valley(recipe.lr), objective=SCORE)
+    lab.engine.unscored = lambda request: True
+    with pytest.raises(NothingLearned, match=r"the metric 'score' is not finite .* return a number") as told:
+        search(lab.context, Recipe())
+    assert "diverged" not in str(told.value)
+
+
 # --- a whole plan
 
 

@@ -344,6 +344,15 @@ def test_a_metric_that_is_never_finite_is_named(tmp_path: Path) -> None:
     assert "diverged" not in str(told.value)
 
 
+def test_a_metric_that_is_not_finite_on_some_seeds_is_no_divergence(tmp_path: Path) -> None:
+    objective = Objective(name="gain", direction="maximize")
+    run = Run(tmp_path / "run", spec("unmeasured_at_times", stages=["eps"], horizon=2, objective=objective))
+    for measured in (run.json["default"], run.json["recommended"]):
+        assert 0 < measured["values"].count(None) < 5
+        assert (measured["mean"], measured["diverged"]) == (None, 0)
+    print_result(run.json, run.path)
+
+
 def test_a_task_that_raises_midway_leaves_the_trials_measured_until_then(tmp_path: Path) -> None:
     told = Steps()
     told_where = r"task 'separable' raised ValueError: the toy broke .* at (the evaluation after )?training step \d+"

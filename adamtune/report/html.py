@@ -19,7 +19,7 @@ from adamtune.report.reproduce import file_text, reproduce_section
 from adamtune.report.stage_section import stage_section
 from adamtune.report.trials_section import trials_section
 from adamtune.report.unfinished import is_unfinished, unfinished_html
-from adamtune.report.wording import number, steps_to, with_bounds, with_interval
+from adamtune.report.wording import number, steps_to, with_bounds, with_interval, without_mean
 from adamtune.run_tables import all_rows, final_rows
 
 Result = Mapping[str, Any]
@@ -101,7 +101,8 @@ def _time_to(result: Result) -> str:
 
 def _measured(objective: str, measured: Mapping[str, Any]) -> tuple[str, str]:
     if measured["mean"] is None:
-        return "diverged", f"on {measured['diverged']} of {measured['seeds']} fresh seeds"
+        how, _, where = without_mean(measured).partition(" on ")
+        return how, f"on {where}"
     told = with_interval(measured)
     return f"{objective} {number(measured['mean'])}", told[told.index("[") :]
 

@@ -59,10 +59,10 @@ def _means(results: Results) -> str:
         for name, of in measured.items()
     ]
     data = table(["run", "mean, 95%", *(f"seed {place}" for place in range(1, most + 1))], rows, f"{objective} by run")
-    diverged = [name for name, of in measured.items() if of["mean"] is None]
+    without = [name for name, of in measured.items() if of["mean"] is None]
     caption = "The recommended recipe of each run: a dot for each fresh seed, and the mean with its 95% interval."
-    if diverged:
-        caption += f" No mean, because diverged on a seed: {', '.join(diverged)}."
+    if without:
+        caption += f" No mean, because a seed has no value: {', '.join(without)}."
     return picture(ends_figure(objective, measured, range(1, len(measured) + 1)), caption, data)
 
 

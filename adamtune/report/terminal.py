@@ -210,10 +210,10 @@ def difference_told(paired: Paired) -> str:
     """The paired difference of two runs, and which is better by it; two lines."""
     difference, count = paired.difference, len(paired.seeds)
     bounds = with_bounds({"mean": difference.mean, "ci95": (difference.low, difference.high)})
-    diverged = difference.count < count
-    over = f"{difference.count} of {count}" if diverged else str(count)
+    some = difference.count < count
+    over = f"{difference.count} of {count}" if some else str(count)
     better = paired.better.upper() if paired.better else "neither"
-    why = " (the other diverged)" if paired.better and diverged else ""
+    why = " (the other lacks some)" if paired.better and some else ""
     return f"recommended, B minus A: {bounds} over {over} fresh seeds\nbetter by evidence: {better}{why}"
 
 

@@ -46,7 +46,7 @@ def trials_section(trials: pd.DataFrame, horizon: int, objective: str, direction
 
 
 def _recipes(trials: pd.DataFrame, horizon: int, direction: str) -> tuple[pd.DataFrame, list[str]]:
-    """One row a recipe, the best first, those that diverged last; and the knobs in which they differ."""
+    """One row a recipe, the best first, those without a value last; and the knobs in which they differ."""
     ended = trials["outcome"].isin(["completed", "diverged"]) & (trials["horizon"] == horizon)
     whole = trials[ended].copy()
     columns = [name for name in whole.columns if name not in _NO_KNOB]
@@ -62,6 +62,7 @@ def _recipes(trials: pd.DataFrame, horizon: int, direction: str) -> tuple[pd.Dat
     recipes = grouped.agg(
         value=("value", _mean_if_all),
         seeds=("seed", "nunique"),
+        diverged=("outcome", _any_diverged),
         recommended=("recommended", "any"),
         default=("default", "any"),
     ).reset_index()
@@ -73,15 +74,21 @@ def _mean_if_all(values: pd.Series[Any]) -> float:
     return float(values.mean(skipna=False))
 
 
+def _any_diverged(outcomes: pd.Series[Any]) -> bool:
+    return bool((outcomes == "diverged").any())
+
+
 def _bundles(recipes: pd.DataFrame) -> list[Bundle]:
     """The best tenth stands out, and the default and the recommended recipe by themselves."""
     special = recipes["recommended"] | recipes["default"]
+    unmeasured = recipes["value"].isna() & ~recipes["diverged"]
     ranked = [int(row) for row in recipes.index[recipes["value"].notna() & ~special]]
     tenth, half = -(-len(ranked) // 10), -(-len(ranked) // 2)
     bundles = [
         Bundle("the worse half", ranked[half:], {"color": GREY, "width": 1}, 0.45),
         Bundle("the better half", ranked[tenth:half], {"color": "#1a9aa0", "width": 1.2}, 0.6),
-        Bundle("diverged", _rows(recipes["value"].isna() & ~special), {"color": RED, "width": 1.5, "dash": "dot"}),
+        Bundle("diverged", _rows(recipes["diverged"] & ~special), {"color": RED, "width": 1.5, "dash": "dot"}),
+        Bundle("not finite", _rows(unmeasured & ~special), {"color": RED, "width": 1, "dash": "dashdot"}),
         Bundle("the best tenth", ranked[:tenth], {"color": BLUE, "width": 2}),
         Bundle("default", _rows(recipes["default"]), {"color": GREY, "width": 4, "dash": "dash"}),
         Bundle("recommended", _rows(recipes["recommended"]), {"color": ORANGE, "width": 4}),
@@ -102,7 +109,8 @@ def _table(recipes: pd.DataFrame, knobs: Sequence[str], objective: str) -> str:
     rows = []
     for recipe in recipes.head(_LISTED).to_dict("records"):
         role = " and ".join(name for name in ("recommended", "default") if recipe[name])
-        value = "diverged" if pd.isna(recipe["value"]) else number(recipe["value"])
+        value = "not finite" if pd.isna(recipe["value"]) else number(recipe["value"])
+        value = "diverged" if recipe["diverged"] else value
         cells = ["" if pd.isna(recipe[knob]) else number(recipe[knob]) for knob in knobs]
         rows.append([value, str(recipe["seeds"]), role, *cells])
     name = f"The best {len(rows)} of {len(recipes)} recipes; trials.csv has every trial"

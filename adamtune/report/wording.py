@@ -41,8 +41,16 @@ def with_bounds(interval: Mapping[str, Any]) -> str:
 def with_interval(measured: Mapping[str, Any]) -> str:
     """The same of `default` or `recommended`, with how many seeds it stands on."""
     if measured["mean"] is None:
-        return f"diverged on {measured['diverged']} of {measured['seeds']} fresh seeds"
+        return without_mean(measured)
     return f"{with_bounds(measured)} over {measured['seeds']} fresh seeds"
+
+
+def without_mean(measured: Mapping[str, Any]) -> str:
+    """Why `default` or `recommended` has no mean: on how many seeds it diverged, or its metric is not finite."""
+    diverged = measured["diverged"]
+    counts = (("diverged", diverged), ("not finite", sum(value is None for value in measured["values"]) - diverged))
+    told = " and ".join(f"{how} on {count}" for how, count in counts if count > 0)
+    return f"{told} of {measured['seeds']} fresh seeds"
 
 
 def steps_to(measured: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from optuna.storages import BaseStorage
 
 from adamtune.engines import Engine, FinishedTrials, ResumableBatch, ResumableEngine, TrialBatch, TrialWatch
-from adamtune.errors import AdamtuneError, TrialFailed
+from adamtune.errors import AdamtuneError, NothingLearned, TrialFailed
 from adamtune.evidence import ERROR, LOOKS, Direction, Evidence, Verdict, settled, share_of_error, weigh
 from adamtune.groups import ParamGroup
 from adamtune.knobs import Choice, Knob
@@ -166,6 +166,22 @@ class StageContext:
     def value(self, result: TrialResult) -> float:
         """The objective of a trial at its horizon; NaN unless it completed."""
         return result.final(self.spec.objective.name)
+
+    def ending(self, result: TrialResult) -> str:
+        """How a trial without a value ended, as a verdict tells it."""
+        if result.outcome is Outcome.COMPLETED:
+            return f"had no finite {self.spec.objective.name} (let the metric return a number)"
+        return str(result.outcome)
+
+    def refuse_unmeasured(self, stage: str, results: Iterable[TrialResult]) -> None:
+        """Of trials none of which has a value: raise as `refuse_failed`, and where one has completed all the same."""
+        results = list(results)
+        refuse_failed(stage, results)
+        if any(result.outcome is Outcome.COMPLETED for result in results):
+            raise NothingLearned(
+                f"{stage}: the metric '{self.spec.objective.name}' is not finite in any trial that completed, though "
+                "the loss is; let it return a number for every validation batch"
+            )
 
     def score(self, values: Iterable[float]) -> float:
         """Mean objective as a loss (lower is better, whatever the direction); inf when any value is missing."""
@@ -337,8 +353,8 @@ class StageContext:
                 break
             refuse_failed(stage, results[0])
             here, there = ([self.value(result) for result in own] for own in results)
-            failed = sum(result.outcome is Outcome.FAILED for result in results[1])
-            evidence = weigh(seeds, here, there, direction, error, failed)
+            mine, others = ([self.ending(result) for result in own] for own in results)
+            evidence = weigh(seeds, here, there, direction, error, (mine, others))
             tested |= evidence.tested
             if enough(evidence, direction, looks[place + 1 :], error):
                 break

@@ -13,7 +13,7 @@ from adamtune.knobs import Knob
 from adamtune.recipe import Recipe
 from adamtune.spec import Spec
 from adamtune.stages import factorial
-from adamtune.stages.context import StageAnswer, StageContext, refuse_failed
+from adamtune.stages.context import StageAnswer, StageContext
 from adamtune.stages.costs import confirmation_cost, frugal
 from adamtune.stages.lr_bracket import bracket, for_horizon, lower_end
 from adamtune.stages.lr_response import Response, optimum
@@ -79,7 +79,7 @@ def ladder(
         )
         new = _beyond(response, spacing, limits)[: most - len(scores)]
     if not any(map(math.isfinite, response.scores)):
-        refuse_failed(stage, trained)
+        context.refuse_unmeasured(stage, trained)
         raise NothingLearned(
             f"all {len(scores) * len(seeds)} trials diverged, at every learning rate from {response.lrs[0]:.2g} to "
             f"{response.lrs[-1]:.2g}; check the loss for overflow, or clip the gradients (clip_norm: 1.0 in the base)"

@@ -11,7 +11,7 @@ from adamtune.errors import NothingLearned
 from adamtune.history import worst
 from adamtune.knobs import Knob
 from adamtune.recipe import Recipe
-from adamtune.stages.context import StageContext, refuse_failed
+from adamtune.stages.context import StageContext
 from adamtune.stages.lr_curve import RangeCurve
 from adamtune.stages.lr_response import Response, optimum, parabola
 from adamtune.trial import TrialResult
@@ -129,7 +129,7 @@ def bracket(
         train(beyond[:1], seeds[0])
         used += 1
     if not any(map(math.isfinite, found.scores)):
-        refuse_failed(stage, chain.from_iterable(results.values()))
+        context.refuse_unmeasured(stage, chain.from_iterable(results.values()))
         raise NothingLearned(
             f"all {used} trials diverged, down to a learning rate of {found.lrs[0]:.2g}; check the loss for overflow"
         )

@@ -66,7 +66,9 @@ def short_test(
     try:
         found = bracket(context, at, centre, horizon, TRIALS, limits, stage=stage, baseline=False)
     except (NothingLearned, TrialFailed) as problem:
-        ends = "diverged" if isinstance(problem, NothingLearned) else "diverged or failed"
+        ends = "diverged or failed" if isinstance(problem, TrialFailed) else "diverged"
+        if (objective := context.spec.objective.name) != "loss":
+            ends += f" or had no finite {objective}"
         return ShortTest(None, {}, f"every short trial {ends}, from lr {centre:.2g} downwards")
     response = found.response
     lr = for_horizon(optimum(response), response.horizon, context.horizon).lr
