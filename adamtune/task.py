@@ -197,7 +197,7 @@ def own_batch(batch: Batch, own_object: Callable[[Any], Any] = lambda item: item
 def batch_rows(batch: Batch) -> int:
     """How many examples a batch holds: the length of its first tensor (1 where that is a scalar or there is none)."""
     if isinstance(batch, Tensor):
-        return len(batch) if batch.ndim else 1
+        return batch.size(0) if batch.ndim else 1  # a nested tensor has no len
     items: Iterable[Any] = ()
     if isinstance(batch, Mapping):
         items = batch.values()

@@ -78,6 +78,31 @@ def buffer_instead() -> Task:
     return _with(lambda model: model.first.register_buffer("scale", torch.ones(8)))
 
 
+class Padded(Net):
+    """Takes rows of several lengths."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to_padded_tensor(0.0, (x.size(0), 6)))
+
+
+def nested() -> Task:
+    def own_rows(batches: Iterator[Any]) -> Iterator[Any]:
+        for x, y in batches:
+            yield torch.nested.nested_tensor([row[: 3 + at % 4] for at, row in enumerate(x)]), y
+
+    return _with_inputs(own_rows, Padded)
+
+
+def _with_inputs(change: Callable[[Iterator[Any]], Iterator[Any]], make_model: Callable[[], nn.Module]) -> Task:
+    task = healthy()
+    return replace(
+        task,
+        make_model=make_model,
+        train_batches=lambda generator: change(task.train_batches(generator)),
+        val_batches=lambda: change(iter(task.val_batches())),
+    )
+
+
 def own_model() -> Task:
     """The loss calls a model of its own."""
     own = Net()

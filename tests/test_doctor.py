@@ -53,6 +53,14 @@ def test_a_healthy_task_has_no_fault(task: str, capfd: Capture) -> None:
     assert not any(line["remedy"] for name, line in lines.items() if name not in may_be_noted)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nothing_is_said_against_nested_tensors(capfd: Capture) -> None:
+    code, lines = doctor(capfd, "nested")
+    assert code == 0
+    assert lines["device"]["found"] == "cpu; the 2 tensors of a batch move there"
+    assert {line["status"] for name, line in lines.items() if name != "stacks"} == {"ok"}, lines
+
+
 def test_what_is_told_of_a_healthy_task(capfd: Capture) -> None:
     _, lines = doctor(capfd, "healthy", "--arg", "batch_size=8")
     assert lines["model"]["found"] == "Net with 90 parameters to train"

@@ -27,7 +27,11 @@ def plain_tensors(model: nn.Module) -> list[str]:
 
 def left_behind(batch: Batch) -> tuple[list[str], int]:
     """Where in the batch tensors lie that do not move with it, and how many do."""
-    found = list(_tensors(batch_to(batch, _META), "batch", into_objects=True))
+    try:
+        there = batch_to(batch, _META)
+    except NotImplementedError:  # nested tensors move to a real device only
+        return [], len(list(_tensors(batch, "batch")))
+    found = list(_tensors(there, "batch", into_objects=True))
     left = [path for path, tensor in found if tensor.device.type != "meta"]
     return left, len(found) - len(left)
 

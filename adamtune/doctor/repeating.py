@@ -109,6 +109,8 @@ def _apart(one: float, other: float) -> float:
 def _same(one: Any, other: Any) -> bool:
     """Whether both hold the same numbers, NaN where the other has it; what is no number counts as the same."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
+        if one.is_nested and other.is_nested:
+            return _same(one.unbind(), other.unbind())
         if one.shape != other.shape or one.dtype != other.dtype:
             return False
         return bool(torch.equal(one, other) or torch.allclose(one, other, rtol=0, atol=0, equal_nan=True))
