@@ -116,6 +116,11 @@ def unmeasured_at_times() -> Task:
     return replace(task, metrics={"gain": gain})
 
 
+def lazy() -> Task:
+    """Its parameters have no shape before the first batch."""
+    return replace(separable(), make_model=lambda: nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.LazyLinear(2)))
+
+
 def nan() -> Task:
     """No loss is ever finite."""
     return replace(separable(), loss=lambda model, batch: model(batch[0]).sum() * float("nan"))

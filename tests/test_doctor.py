@@ -169,6 +169,7 @@ def test_why_trials_cannot_be_stacked_is_named_by_module(capfd: Capture) -> None
 @pytest.mark.parametrize(
     ("task", "last", "found"),
     [
+        ("lazy", "model", "the lazy parameter '0.weight' has no shape yet"),
         ("exits", "task", "raised SystemExit: usage: train.py DATA"),
         ("no_parameters", "model", "no trainable parameters"),
         ("raising", "step", "raised ValueError: the toy broke"),

@@ -82,7 +82,7 @@ def check_task(task: Task, device: torch.device, load: Callable[[], Task] | None
                 continue
             told.add(line.found)
         yield line
-        if name == "step" and line.status is Status.PROBLEM:
+        if name in ("model", "step") and line.status is Status.PROBLEM:
             return
 
 
@@ -103,6 +103,7 @@ def problem_line(name: str, problem: AdamtuneError) -> Line:
 
 def _model(subject: _Subject) -> Line:
     model = subject.start.model
+    param_groups(Recipe.default(), model)  # refuses lazy parameters, which have no size yet
     count = sum(param.numel() for _, param in trainable(model))
     frozen = sum(param.numel() for param in model.parameters() if not param.requires_grad)
     return Line(
