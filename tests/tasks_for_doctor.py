@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from adamtune import Task
 
@@ -101,6 +102,31 @@ def _with_inputs(change: Callable[[Iterator[Any]], Iterator[Any]], make_model: C
         train_batches=lambda generator: change(task.train_batches(generator)),
         val_batches=lambda: change(iter(task.val_batches())),
     )
+
+
+def normed_by_hooks() -> Task:
+    def make_model() -> nn.Module:
+        model = Net()
+        nn.utils.weight_norm(model.first)
+        nn.utils.spectral_norm(model.head)
+        return model
+
+    return replace(healthy(), make_model=make_model)
+
+
+class Packed(Net):
+    """Takes sequences of several lengths, packed."""
+
+    def forward(self, x: PackedSequence) -> Tensor:  # type: ignore[override]
+        return super().forward(pad_packed_sequence(x, batch_first=True, total_length=6)[0])
+
+
+def packed() -> Task:
+    def own_rows(batches: Iterator[Any]) -> Iterator[Any]:
+        for x, y in batches:
+            yield pack_padded_sequence(x, 6 - torch.arange(len(x)) * 6 // len(x), batch_first=True), y
+
+    return _with_inputs(own_rows, Packed)
 
 
 def own_model() -> Task:

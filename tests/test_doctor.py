@@ -54,8 +54,10 @@ def test_a_healthy_task_has_no_fault(task: str, capfd: Capture) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-def test_nothing_is_said_against_nested_tensors(capfd: Capture) -> None:
-    code, lines = doctor(capfd, "nested")
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("task", ["nested", "packed", "normed_by_hooks"])
+def test_nothing_is_said_against_tensors_that_move_in_a_way_of_their_own(task: str, capfd: Capture) -> None:
+    code, lines = doctor(capfd, task)
     assert code == 0
     assert lines["device"]["found"] == "cpu; the 2 tensors of a batch move there"
     assert {line["status"] for name, line in lines.items() if name != "stacks"} == {"ok"}, lines

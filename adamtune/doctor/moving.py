@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from adamtune.task import Batch, batch_to
 
@@ -15,14 +16,23 @@ _META = torch.device("meta")
 
 
 def plain_tensors(model: nn.Module) -> list[str]:
-    """Tensors that modules keep as they are, neither as parameters nor as buffers: `.to(device)` leaves them."""
+    """Tensors that modules keep as they are, neither as parameters nor as buffers: `.to(device)` leaves them.
+
+    Those computed from parameters are left out: hooks such as that of `nn.utils.weight_norm` do so at each call.
+    """
     return [
         f"{name}.{path}" if name else path
         for name, module in model.named_modules()
         for attribute, value in vars(module).items()
-        if not attribute.startswith("_")
-        for path, _ in _tensors(value, attribute)
+        if not attribute.startswith("_") and not _set_by_hook(module, attribute)
+        for path, tensor in _tensors(value, attribute)
+        if tensor.grad_fn is None
     ]
+
+
+def _set_by_hook(module: nn.Module, attribute: str) -> bool:
+    """Whether a hook such as that of `nn.utils.spectral_norm` computes it anew at each call."""
+    return any(getattr(hook, "name", None) == attribute for hook in module._forward_pre_hooks.values())
 
 
 def left_behind(batch: Batch) -> tuple[list[str], int]:
@@ -37,7 +47,9 @@ def left_behind(batch: Batch) -> tuple[list[str], int]:
 
 
 def _tensors(item: Any, path: str, into_objects: bool = False) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(item, Tensor):
+    if isinstance(item, PackedSequence):
+        yield path, item.data  # its batch_sizes belong on the CPU
+    elif isinstance(item, Tensor):
         yield path, item
     elif isinstance(item, Mapping):
         for key, inner in item.items():
