@@ -620,6 +620,16 @@ def test_ctrl_c_leaves_what_was_measured_and_says_where(spec: Callable[..., Path
     assert "ended by KeyboardInterrupt" in log.read_text()
 
 
+def test_ctrl_c_while_the_task_loads_says_that_nothing_was_begun(cli: Cli, tmp_path: Path) -> None:
+    press = "os.kill(os.getpid(), signal.SIGINT)"
+    (tmp_path / "t.py").write_text(f"import os, signal\ndef task():\n    {press}\n    {press}\n    {press}\n")
+    (tmp_path / "s.yaml").write_text("task: {ref: 't.py:task'}\nhorizon: 20\nbudget: {trials: 30}\n")
+    said = cli("sweep", "s.yaml", "--run-dir", "run")
+    assert said.code == 130
+    assert said.err.endswith("adamtune: interrupted; nothing was begun\n")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("workers", ["²", "two", "-1", "1.5"])
 def test_a_number_of_workers_that_is_none_is_told_as_the_specs(
     workers: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]

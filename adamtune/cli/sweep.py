@@ -59,7 +59,7 @@ def sweep(
     with imports.quickly():
         from adamtune.report import terminal
         from adamtune.report.live import sweep_progress
-        from adamtune.rundir import jsonable, next_run_dir
+        from adamtune.rundir import is_run, jsonable, next_run_dir
         from adamtune.sweeps import plan_of
         from adamtune.sweeps import sweep as run_sweep
 
@@ -72,6 +72,7 @@ def sweep(
             terminal.print_plan(plan, loaded.horizon)
         return ExitCode.DONE
     target = run_dir or next_run_dir(spec.stem)
+    place = target.absolute()  # before the task is loaded, which may change directory
     try:
         with (
             result_alone(),
@@ -81,7 +82,7 @@ def sweep(
             result = run_sweep(loaded, target, told, learn_from or (), stop)
     except KeyboardInterrupt:
         kept = f"what has been measured is in {target}; {_again(spec, target, again)} goes on from there"
-        typer.echo(f"adamtune: interrupted; {kept}", err=True)
+        typer.echo(f"adamtune: interrupted; {kept if is_run(place) else 'nothing was begun'}", err=True)
         return ExitCode.INTERRUPTED
     except (StorageError, TrialFailed, UnwritableError) as problem:
         raise type(problem)(f"{problem}, then {_again(spec, target, again)} goes on from there") from problem
