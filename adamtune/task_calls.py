@@ -190,6 +190,8 @@ def raised(task: Task, when: str, problem: BaseException) -> TaskError:
     """What to raise where the task's own code raised `problem`, `when` being such as `at training step 3`."""
     if isinstance(problem, torch.OutOfMemoryError):
         mend = "use a smaller batch with `accumulate`, or a device with more memory"
+    elif "Too many open files" in str(problem):  # each trial that is under way keeps its own loader's workers
+        mend = "set num_workers=0 in the task's loaders, or allow more by `ulimit -n`"
     else:
         mend = "mend the task, or see the whole traceback with --debug"
     return TaskError(f"task '{task.name}' raised {describe_exception(problem)} {when}; {mend}")

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import copy
+import errno
 import gc
 import itertools
 import math
+import os
 import random
 import weakref
 from collections import UserDict
@@ -712,6 +714,10 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "out of memory": (
         {"loss": lambda model, x: (_ for _ in ()).throw(torch.OutOfMemoryError("full"))},
         "OutOfMemoryError: full .*; use a smaller batch with `accumulate`",
+    ),
+    "too many open files": (
+        {"loss": lambda model, x: (_ for _ in ()).throw(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))},
+        "Too many open files .*; set num_workers=0 in the task's loaders, or allow more by `ulimit -n`",
     ),
 }
 
