@@ -23,12 +23,12 @@ from adamtune.trial import Outcome, TrialResult
 
 _FULL_TRIALS_FOR: dict[StageName, int] = {
     **{"lr_range": 0, "lr": 0, "beta1": 10, "eps": 25},
-    **{"findings": 25, "portfolio": 25},
+    **{"findings": 25, "portfolio": 25, "precision": 50},
 }
 _FULL_TRIALS_FOR_THE_REST = 40
 """How many full trials must be affordable before `auto` asks a stage: lr alone under ten, beta1 from ten, eps from 25,
 beta2 and all else with many more (Google's tuning playbook). Neither findings nor a portfolio are knobs; 25 can pay for
-them."""
+them. 16 bits are judged on more seeds than all else."""
 
 
 OTHER_SEEDS = 10

@@ -232,7 +232,7 @@ def sweep(
             recipe = recipe.model_copy(update={"provenance": _provenance(context, conclusion, run.name)})
             seconds = time.monotonic() - began
             result = SweepResult(
-                spec, recipe, conclusion, context.answers, found, context.budget.spent, seconds, run_dir
+                spec, recipe, conclusion, context.answers, found, context.budget.spent, seconds, run.path
             )
             run.write(rundir.RECIPE, recipe.to_yaml())
             notes.write_so_far()  # the report reads it

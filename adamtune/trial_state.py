@@ -7,8 +7,10 @@ and the last of them must be the one that was trained on.
 
 from __future__ import annotations
 
+import functools
 import io
 import pickle
+import random
 import time
 import weakref
 import zipfile
@@ -193,8 +195,10 @@ class _Fingerprint(pickle.Pickler):
 
 def _is_code(value: Any) -> bool:
     """Whether it is called but keeps nothing between calls; a method does, where the object it is bound to does."""
-    if isinstance(value, BuiltinFunctionType):
-        return isinstance(value.__self__, ModuleType | type | None)
+    if isinstance(value, BuiltinFunctionType):  # those of `random` draw from a stream that is saved by itself
+        return value.__self__ is random._inst or isinstance(value.__self__, ModuleType | type | None)
+    if isinstance(value, torch.jit.ScriptFunction | functools._lru_cache_wrapper):
+        return True
     torchs_own = callable(value) and type(value).__module__.startswith("torch._")  # operators, and what compiles
     return torchs_own or isinstance(value, FunctionType | type)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -340,3 +341,17 @@ def other_split() -> Task:
     order = torch.randperm(64, generator=torch.Generator().manual_seed(time.time_ns()))
     train, val = order.split(48)
     return Task.supervised(Net, (X[train], Y[train]), (X[val], Y[val]), nn.functional.cross_entropy, 16)
+
+
+def wandering() -> Task:
+    """Changes directory, for good."""
+    os.chdir("/")
+    return healthy()
+
+
+def made_once() -> Task:
+    """As what starts processes or registers operators, which a process can do once."""
+    if "ADAMTUNE_MADE_ONCE" in os.environ:
+        raise RuntimeError("context has already been set")
+    os.environ["ADAMTUNE_MADE_ONCE"] = "1"
+    return healthy()

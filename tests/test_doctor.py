@@ -79,6 +79,19 @@ def test_what_is_told_of_a_healthy_task(capfd: Capture) -> None:
     assert "batches hold no tensors" in doctor(capfd, "rollouts")[1]["device"]["found"]
 
 
+def test_a_task_that_changes_directory_or_is_made_only_once_is_sound(
+    capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(TASKS.parent)
+    code, lines = doctor(capfd, "wandering", file=Path(TASKS.name))
+    assert (code, lines["data"]["status"]) == (0, "ok")
+    monkeypatch.setenv("ADAMTUNE_MADE_ONCE", "")
+    monkeypatch.delenv("ADAMTUNE_MADE_ONCE")
+    code, lines = doctor(capfd, "made_once")
+    assert (code, lines["data"]["status"]) == (0, "note")
+    assert "context has already been set" in lines["data"]["found"]
+
+
 @pytest.mark.parametrize(
     ("task", "name", "found", "remedy"),
     [

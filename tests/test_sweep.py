@@ -266,9 +266,9 @@ def test_when_the_time_is_spent_the_default_stays_and_is_still_measured(tmp_path
 def test_without_a_name_a_run_gets_the_next_in_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     quick = spec(stages=["eps"], horizon=2)
-    assert sweep(quick).run_dir == Path("runs/sweep-1")
+    assert sweep(quick).run_dir == Path("runs/sweep-1").resolve()
     (tmp_path / "quick.yaml").write_text(quick.to_yaml())
-    assert adamtune.sweep("quick.yaml").run_dir == Path("runs/quick-1")
+    assert adamtune.sweep("quick.yaml").run_dir == Path("runs/quick-1").resolve()
     for name in ("quick-7", "quick-x", "quick-07-2", "quicker-9", "quick-²", "quick[1]-3"):
         (tmp_path / "runs" / name).mkdir()
     assert next_run_dir("quick") == Path("runs/quick-8")
@@ -296,7 +296,7 @@ def test_a_task_that_changes_the_working_directory_moves_nothing(
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / "here")
     quick = spec("wandering", args={"to": str(tmp_path / "there")}, stages=["eps"], horizon=2)
-    assert sweep(quick, "one", learn_from=["former"]).run_dir == Path("one")
+    assert sweep(quick, "one", learn_from=["former"]).run_dir == tmp_path / "here" / "one"
     monkeypatch.chdir(tmp_path / "here")
     sweep(quick.model_copy(update={"storage": "sqlite:///all.db"}), "two")
     assert not list((tmp_path / "there").iterdir())

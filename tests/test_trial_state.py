@@ -275,6 +275,10 @@ class MeanTeacher(Remembering):
         return super().forward(x) + self.teacher[0](self.recurrent(x)[0][:, -1])
 
 
+def swish(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(x)
+
+
 class Settled(Remembering):
     """Holds what is called or hidden, of which training changes nothing but what is saved."""
 
@@ -282,6 +286,7 @@ class Settled(Remembering):
         super().__init__()
         self.activation: Any = (functional.gelu, torch.tanh, lambda x: x, functools.partial(nn.LayerNorm, eps=1e-6))
         self.operator = torch.ops.aten.relu
+        self.pure = torch.jit.script(swish), functools.lru_cache(lambda size: size), random.random
         self.frozen = [nn.Linear(2, 2).requires_grad_(False)]
         self.again = [self.head, self.head[1].weight, self.norm.running_mean, self.recurrent.forward]
 
@@ -326,6 +331,7 @@ def test_what_cannot_be_saved_whole_is_not_saved(task: Task, tmp_path: Path) -> 
     assert trained(Trial.begin(task, request, CPU), 2) == told
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated:DeprecationWarning")
 def test_what_training_leaves_alone_does_not_keep_a_trial_from_being_saved(tmp_path: Path) -> None:
     request, task = asked(tmp_path, lr=0.01), remembering(Settled)
     told = trained(Trial.begin(task, request, CPU))

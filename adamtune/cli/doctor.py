@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from contextlib import nullcontext
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -49,8 +51,11 @@ def doctor(
         from adamtune.report.doctor import print_lines
         from adamtune.task import Task, load_task
 
+    here = Path.cwd()
+
     def load() -> Task:
         assert task is not None
+        os.chdir(here)  # a task may change directory, and is made twice
         with result_alone():
             return load_task(task, arguments)
 

@@ -13,7 +13,7 @@ from adamtune.cli import imports
 from adamtune.cli.alone import result_alone
 from adamtune.cli.completing import ENGINES, one_of
 from adamtune.cli.interrupts import after_the_rung
-from adamtune.errors import ExitCode, StorageError, TrialFailed, UnwritableError
+from adamtune.errors import AdamtuneError, ExitCode, InputError, StorageError, TrialFailed, UnwritableError
 from adamtune.passwords import without_passwords
 
 
@@ -72,7 +72,7 @@ def sweep(
             terminal.print_plan(plan, loaded.horizon)
         return ExitCode.DONE
     target = run_dir or next_run_dir(spec.stem)
-    place = target.absolute()  # before the task is loaded, which may change directory
+    place = target.resolve()  # before the task is loaded, which may change directory
     try:
         with (
             result_alone(),
@@ -85,12 +85,22 @@ def sweep(
         typer.echo(f"adamtune: interrupted; {kept if is_run(place) else 'nothing was begun'}", err=True)
         return ExitCode.INTERRUPTED
     except (StorageError, TrialFailed, UnwritableError) as problem:
-        raise type(problem)(f"{problem}, then {_again(spec, target, again)} goes on from there") from problem
+        what = _as_typed(problem, place, target)
+        raise type(problem)(f"{what}, then {_again(spec, target, again)} goes on from there") from problem
+    except InputError as problem:
+        if type(problem) is not InputError:  # the others say what was typed
+            raise
+        raise InputError(_as_typed(problem, place, target)) from problem
     if json:
         terminal.print_json(result.to_dict())
     else:
-        terminal.print_result(jsonable(result.to_dict()), result.run_dir)
+        terminal.print_result(jsonable(result.to_dict()), target)
     return ExitCode.DONE
+
+
+def _as_typed(problem: AdamtuneError, place: Path, run_dir: Path) -> str:
+    """The sentence, with files of the run directory under the name that it was given."""
+    return str(problem).replace(f"{place}/", f"{run_dir}/")
 
 
 def _again(spec: Path, run_dir: Path, given: Iterable[tuple[str, object]]) -> str:
