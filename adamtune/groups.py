@@ -36,6 +36,8 @@ class ParamGroup:
     eps: float
     kinds: tuple[Kind, ...]
     """The kind of each parameter, in the order of `names`."""
+    own_names: tuple[str, ...]
+    """The names by which rules match, each the `own_name` of that in `names`."""
     sparse: bool = False
     """Whether its gradients are sparse, as those of `nn.Embedding(sparse=True)` are. See `adamtune.sparse`; torch's
     SparseAdam has no weight decay, nor can its SGD decay them, so theirs is 0."""
@@ -69,6 +71,22 @@ def unwrapped(name: str) -> str:
     for wrapper in ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."):
         name = name.replace(wrapper, "")
     return name
+
+
+def own_pattern(pattern: str, model: nn.Module) -> str:
+    """A pattern as one of names that are each the `own_name`; where it fits none, it may begin as `model` has them."""
+    names = [own_name(name, model) for name, _ in model.named_parameters(remove_duplicate=False)]
+    spellings = (unwrapped(pattern), own_name(pattern, model))
+    return next((one for one in spellings if any(fnmatchcase(name, one) for name in names)), pattern)
+
+
+def in_own_names(recipe: Recipe, model: nn.Module) -> Recipe:
+    """The recipe with every pattern of its rules as `own_pattern` has it."""
+    rules = []
+    for rule in recipe.groups:
+        params = rule.match.params and tuple(own_pattern(pattern, model) for pattern in rule.match.params)
+        rules.append(rule.model_copy(update={"match": rule.match.model_copy(update={"params": params})}))
+    return recipe.model_copy(update={"groups": tuple(rules)})
 
 
 def kinds(model: nn.Module) -> dict[str, Kind]:
@@ -147,7 +165,8 @@ def param_groups(recipe: Recipe, model: nn.Module) -> list[ParamGroup]:
     """The param groups `recipe` makes of `model`: one a rule that matches anything, in rule order, then `default`.
 
     Tables with sparse gradients that lie in one group with other parameters have a group of their own behind it, called
-    as it is with `_sparse` at the end. Rules match by `own_name`; a group's `names` are those that `model` has.
+    as it is with `_sparse` at the end. Rules match by `own_name`, and their patterns may be of either spelling; a
+    group's `names` are those that `model` has.
 
     Raises `RecipeError` when the model has no trainable parameter or an uninitialised one, when a rule with `params`
     patterns matches none, or only what rules before it take (a rule by kind alone may: not every model has embeddings),
@@ -160,6 +179,7 @@ def param_groups(recipe: Recipe, model: nn.Module) -> list[ParamGroup]:
     if lazy is not None:
         what = f"the lazy parameter '{lazy}' has no shape yet; run one batch through the model first"
         raise RecipeError("recipe", [Problem("", what)])
+    recipe = in_own_names(recipe, model)
     members: dict[str, list[tuple[str, nn.Parameter]]] = {rule.name: [] for rule in recipe.groups}
     members[DEFAULT] = []
     for name, param in trainable(model):
@@ -172,7 +192,9 @@ def param_groups(recipe: Recipe, model: nn.Module) -> list[ParamGroup]:
         dense = [(param, tensor) for param, tensor in owned if id(tensor) not in sparse]
         rows = [(param, tensor) for param, tensor in owned if id(tensor) in sparse]
         for part in filter(None, (dense, rows)):
-            group = _group(recipe, name, rules.get(name), part, tuple(kind_of[param] for param, _ in part))
+            kinds_owned = tuple(kind_of[param] for param, _ in part)
+            own_names = tuple(own_name(param, model) for param, _ in part)
+            group = _group(recipe, name, rules.get(name), part, kinds_owned, own_names)
             made.append(_of_rows(group, rules.get(name), apart=bool(dense)) if part is rows else group)
     return made
 
@@ -194,9 +216,9 @@ def group_of(recipe: Recipe, name: str, kind: Kind) -> str:
 
 
 def takes(match: Match, name: str, kind: Kind) -> bool:
-    """Whether a rule's `match` fits a parameter of this name and kind."""
+    """Whether a rule's `match`, with patterns as `own_pattern` has them, fits a parameter of this name and kind."""
     return (match.kind is None or kind in match.kind) and (
-        match.params is None or any(fnmatchcase(unwrapped(name), unwrapped(pattern)) for pattern in match.params)
+        match.params is None or any(fnmatchcase(name, pattern) for pattern in match.params)
     )
 
 
@@ -240,6 +262,7 @@ def _group(
     rule: GroupRule | None,
     owned: Sequence[tuple[str, nn.Parameter]],
     kinds_owned: tuple[Kind, ...],
+    own_names: tuple[str, ...],
 ) -> ParamGroup:
     own_decay = rule.weight_decay if rule else None
     own_eps = rule.eps if rule else None
@@ -252,4 +275,5 @@ def _group(
         betas=(rule.betas if rule else None) or recipe.betas,
         eps=recipe.eps if own_eps is None else own_eps,
         kinds=kinds_owned,
+        own_names=own_names,
     )

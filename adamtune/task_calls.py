@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from adamtune import yaml_text
 from adamtune.errors import AdamtuneError, Problem, RecipeError, TaskError
-from adamtune.groups import group_of, kinds, own_name, param_groups, takes, trainable, unmatched
+from adamtune.groups import group_of, in_own_names, kinds, own_name, param_groups, takes, trainable, unmatched
 from adamtune.recipe import Match, Recipe
 from adamtune.task import Batch, Task, describe_exception
 
@@ -82,11 +82,13 @@ def _keeps_statistics(model: nn.Module, module: nn.Module) -> bool:
 
 
 def with_named_groups(recipe: Recipe, task: Task, model: nn.Module) -> Recipe:
-    """The recipe, with a rule behind its own for each group that the task names; it trains as before.
+    """The recipe in names of the user's own model, with a rule behind its own for each group that the task names.
 
-    A name that the recipe has stays the recipe's; a group of which its rules leave nothing gets none. Raises
-    `TaskError` where `task.groups` raises, `RecipeError` where what it returns cannot be groups of the model.
+    It trains as before. A name that the recipe has stays the recipe's; a group of which its rules leave nothing gets
+    none. Raises `TaskError` where `task.groups` raises, `RecipeError` where what it returns cannot be groups of the
+    model.
     """
+    recipe = in_own_names(recipe, model)
     if task.groups is None:
         return recipe
     param_groups(recipe, model)  # what is wrong with the recipe itself is told as its own
@@ -103,7 +105,7 @@ def with_named_groups(recipe: Recipe, task: Task, model: nn.Module) -> Recipe:
             continue
         data = recipe.model_dump()
         data["groups"] = [*data["groups"], {"name": name, "match": {"params": params}}]
-        extended = yaml_text.validate(Recipe, data, source, RecipeError)
+        extended = in_own_names(yaml_text.validate(Recipe, data, source, RecipeError), model)
         for pattern in extended.groups[-1].match.params or ():
             one = Match(params=(pattern,))
             if not any(takes(one, param, kind) for param, kind in kind_of.items()):

@@ -205,8 +205,12 @@ def test_an_exported_module_uses_all_it_imports_and_all_it_defines(recipe: Recip
 
 
 @settings(max_examples=15, deadline=None)
-@given(recipes(params=("head.*", "*.weight", "norm.*")), st.sampled_from(["compiled", "parallel", "checkpointed"]))
+@given(
+    recipes(params=("head.*", "*.weight", "norm.*", "module.head.*")),
+    st.sampled_from(["compiled", "parallel", "checkpointed"]),
+)
 @example(Recipe(groups=(HEAD,)), "parallel")
+@example(Recipe(groups=(GroupRule(name="head", match=Match(params=("module.head.*",)), lr_mult=0.3),)), "parallel")
 def test_an_exported_module_groups_a_wrapped_model_as_the_recipe(recipe: Recipe, wrapper: str) -> None:
     wrap = {"compiled": compiled, "parallel": nn.DataParallel, "checkpointed": checkpointed}[wrapper]
     build = imported(recipe).build_optimizer

@@ -415,6 +415,7 @@ def test_patterns_match_the_names_of_a_model_before_it_was_wrapped(
     inner, head = f"{before}module.weight", f"{before}head.weight"
     assert groups(wrapped(), rule("last", params="head.*")) == {"last": {head}, DEFAULT: {inner}}
     assert groups(wrapped(), rule("inner", params="module.*")) == {"inner": {inner}, DEFAULT: {head}}
+    assert groups(wrapped(), rule("last", params=head)) == {"last": {head}, DEFAULT: {inner}}
     with pytest.raises(RecipeError, match=r"match no parameter of the model, which has e\.g\. module\.weight, head"):
         groups(wrapped(), rule("none", params="tail.*"))
 

@@ -16,9 +16,10 @@ from torch import nn
 from adamtune import lr_find
 from adamtune.doctor.task_checks import check_task
 from adamtune.errors import AdamtuneError, RecipeError, TaskError
-from adamtune.groups import param_groups
+from adamtune.groups import ParamGroup, param_groups
 from adamtune.recipe import GroupRule, Match, Recipe
 from adamtune.spec import Budget, Spec, TaskSpec
+from adamtune.stages.groups import missing
 from adamtune.sweeps import sweep
 from adamtune.task_calls import with_named_groups
 
@@ -81,6 +82,26 @@ def test_a_tied_weight_named_by_its_other_name_is_told_as_in_a_recipe(wrap: Call
         param_groups(Recipe(groups=(GroupRule(name="last", match=Match(params=("lm_head.weight",))),)), wrap(model))
     assert [problem.what for problem in named.value.problems] == [problem.what for problem in ruled.value.problems]
     assert "match 'lm_head.weight', which is tied to 'emb.weight'" in str(named.value)
+
+
+@pytest.mark.parametrize("pattern", ["head.*", "module.head.*"])
+@pytest.mark.parametrize("by_task", [True, False])
+def test_parameters_of_a_parallel_model_are_named_as_it_has_them_or_as_the_users_own_does(
+    pattern: str, by_task: bool
+) -> None:
+    def prepared(model: nn.Module, pattern: str) -> tuple[Spec, list[ParamGroup]]:
+        task = replace(tasks_for_tests.two_parts(), groups=(lambda model: {"last": [pattern]}) if by_task else None)
+        rules = () if by_task else (GroupRule(name="last", match=Match(params=(pattern,))),)
+        base = with_named_groups(Recipe(groups=rules), task, model)
+        spec = Spec(task=TaskSpec(ref="tasks_for_tests:two_parts"), horizon=40, budget=Budget(trials=9), base=base)
+        return spec, param_groups(base, model)
+
+    model = nn.ModuleDict({"body": nn.Linear(3, 3), "head": nn.RNN(3, 2)})  # the weights of both are of one kind
+    spec, plain = prepared(model, "head.*")
+    parallel_spec, parallel = prepared(nn.DataParallel(model), pattern)
+    assert [group.name for group in plain] == ["last", "default"]
+    assert [(group.name, group.params) for group in parallel] == [(group.name, group.params) for group in plain]
+    assert missing(spec, plain) == missing(parallel_spec, parallel) == ""
 
 
 def test_a_sweep_asks_about_them(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def python_module(
     if recipe.groups:
         parts.append(_matching(by_kind, by_name))
     if by_name:
-        parts += [_source(groups.own_name), _source(groups.unwrapped)]
+        parts += [_source(part) for part in (groups.own_pattern, groups.own_name, groups.unwrapped)]
     if by_kind:
         parts += [
             _CLASSES_BY_KIND,
@@ -225,16 +225,23 @@ PROJECTIONS = (nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d)"""
 
 def _matching(by_kind: bool, by_name: bool) -> str:
     kind_of = "kinds(model)" if by_kind else "dict.fromkeys(name for name, _ in named)"
-    own_name = "own_name(name, model)" if by_name else "name"
+    own_name, rules, own_rules = "name", "GROUPS", ""
+    if by_name:
+        own_name, rules = "own_name(name, model)", "rules"
+        own_rules = """
+    rules = [
+        rule | {"params": [own_pattern(pattern, model) for pattern in rule["params"]]} if "params" in rule else rule
+        for rule in GROUPS
+    ]"""
     return f'''def param_groups(model: nn.Module) -> list[dict]:
     """Every trainable parameter in exactly one group."""
     named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
-    kind_of = {kind_of}
+    kind_of = {kind_of}{own_rules}
     members = {{rule["name"]: [] for rule in GROUPS}} | {{"default": []}}
     for name, param in named:
-        rule = next((rule for rule in GROUPS if takes(rule, {own_name}, kind_of[name])), {{"name": "default"}})
+        rule = next((rule for rule in {rules} if takes(rule, {own_name}, kind_of[name])), {{"name": "default"}})
         members[rule["name"]].append((name, param))
-    for rule in GROUPS:
+    for rule in {rules}:
         if "params" in rule and not any(takes(rule, {own_name}, kind_of[name]) for name, _ in named):
             raise ValueError(f"group {{rule['name']}}: {{rule['params']}} match no parameter of the model")
         if "params" in rule and not members[rule["name"]]:

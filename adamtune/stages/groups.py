@@ -34,7 +34,7 @@ class _Members:
     def of(cls, recipe: Recipe, groups: Sequence[ParamGroup]) -> _Members:
         found: dict[str, set[Kind]] = {}
         for group in groups:
-            for name, kind in zip(group.names, group.kinds, strict=True):
+            for name, kind in zip(group.own_names, group.kinds, strict=True):
                 found.setdefault(group_of(recipe, name, kind), set()).add(kind)
         return cls(found)
 
