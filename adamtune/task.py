@@ -9,7 +9,9 @@ import inspect
 import os
 import sys
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections import UserDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -165,33 +167,41 @@ _EVALUATION_SEED = 2**31
 def batch_to(batch: Batch, device: torch.device) -> Batch:
     """The same batch with its tensors on `device`; named tuples, dicts and objects with `.to` keep their type."""
     if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
+        return _differentiable_as(batch, batch.to(device, non_blocking=True))
     if hasattr(batch, "to"):  # a PackedSequence is a tuple too, and a BatchEncoding a mapping
         return batch.to(device)
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(batch_to(item, device) for item in batch))
-    if isinstance(batch, tuple | list):
-        return type(batch)(batch_to(item, device) for item in batch)
-    if isinstance(batch, dict):
-        moved = copy.copy(batch)  # keeps the type: an OrderedDict, a defaultdict
-        moved.update({key: batch_to(item, device) for key, item in batch.items()})
-        return moved
-    return batch
+    moved = _of_items(batch, lambda item: batch_to(item, device))
+    return batch if moved is None else moved
 
 
 def own_batch(batch: Batch, own_object: Callable[[Any], Any] = lambda item: item) -> Batch:
     """The same batch with tensors and containers of its own, to be changed at will; and `own_object` of the rest."""
     if isinstance(batch, Tensor):
-        return batch.clone()
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(own_batch(item, own_object) for item in batch))
-    if isinstance(batch, tuple | list):
-        return type(batch)(own_batch(item, own_object) for item in batch)
-    if isinstance(batch, MutableMapping):
-        own = copy.copy(batch)  # keeps the type, that of a BatchEncoding too
-        own.update({key: own_batch(item, own_object) for key, item in batch.items()})
-        return own
-    return own_object(batch)
+        return _differentiable_as(batch, batch.clone())
+    own = _of_items(batch, lambda item: own_batch(item, own_object))
+    return own_object(batch) if own is None else own
+
+
+def _differentiable_as(given: Tensor, copied: Tensor) -> Tensor:
+    """The copy of a tensor, which requires a gradient where that does, also when copied under `no_grad`."""
+    return copied.requires_grad_() if given.requires_grad and not copied.requires_grad else copied
+
+
+def _of_items(batch: Batch, change: Callable[[Batch], Batch]) -> Batch | None:
+    """A container of the same type, with `change` of each item; None where it is none, or one that refuses a copy."""
+    if isinstance(batch, tuple):
+        items = [change(item) for item in batch]
+        with suppress(Exception):  # a type of the task's own may raise anything
+            return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
+    elif isinstance(batch, list | dict | UserDict):
+        places = enumerate(batch) if isinstance(batch, list) else batch.items()
+        changed = [(place, change(item)) for place, item in places]
+        with suppress(Exception):
+            own = copy.copy(batch)  # keeps the type: an OrderedDict, a defaultdict, a BatchEncoding
+            for place, item in changed:
+                own[place] = item
+            return own
+    return None
 
 
 def batch_rows(batch: Batch) -> int:

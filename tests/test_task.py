@@ -261,6 +261,12 @@ def test_every_tensor_of_a_batch_moves_and_everything_else_stays_as_it_is() -> N
     assert batch["pair"].left.device.type == "cpu"  # the caller's batch is left alone
 
 
+def test_a_tensor_that_requires_a_gradient_does_so_where_it_moves_too() -> None:
+    with torch.no_grad():  # as in evaluation
+        moved = batch_to((X.clone().requires_grad_(), Y), torch.device("meta"))
+    assert [tensor.requires_grad for tensor in moved] == [True, False]
+
+
 def test_a_batch_on_its_device_keeps_its_values() -> None:
     moved = batch_to((X, {"y": Y}), torch.device("cpu"))
     assert torch.equal(moved[0], X)

@@ -620,6 +620,46 @@ def test_a_loss_may_take_entries_out_of_its_batch(kind: type) -> None:
     assert told.final() == told.final("again")
 
 
+class Bag(list[Any]):
+    """A list that cannot be made of its items alone."""
+
+    def __init__(self, items: Sequence[Any], label: str) -> None:
+        super().__init__(items)
+        self.label = label
+
+
+class Sealed(dict[str, Any]):
+    """Takes its entries when it is made, and none later."""
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        raise TypeError("sealed")
+
+    update = None  # type: ignore[assignment]
+
+
+def differentiated(model: nn.Module, batch: Any) -> Tensor:
+    """A loss in the slope of the model's output, as those of physics are."""
+    (x,) = batch.values() if isinstance(batch, dict) else batch
+    assert getattr(batch, "label", "mine") == "mine"
+    with torch.enable_grad():
+        (slope,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+    return (slope - 1).pow(2).mean()
+
+
+@pytest.mark.parametrize("engine", ["sequential", "population"])
+@pytest.mark.parametrize("kind", [lambda x: (x,), lambda x: Bag([x], "mine"), lambda x: Sealed(x=x)])
+def test_validation_batches_keep_their_gradients_and_their_type(kind: Callable[[Tensor], Any], engine: str) -> None:
+    def drawn(generator: torch.Generator) -> Iterator[Any]:
+        while True:
+            yield kind(torch.rand(8, 4, generator=generator).requires_grad_())
+
+    task = Task("slopes", small, drawn, differentiated, lambda: [kind(X.clone().requires_grad_())])
+    with closing(make_engine(engine, task, CPU, processes=1)) as made:
+        (report,) = made.open([TrialRequest(Recipe(lr=1e-2), 0, 2)]).advance(2)
+    assert report is not None
+    assert math.isfinite(report.values["loss"])
+
+
 def test_evaluation_runs_without_dropout_and_gradients_and_training_goes_on_in_train_mode() -> None:
     modes = []
 
