@@ -70,20 +70,25 @@ def _own_loader(data: DataLoader[Any], generator: torch.Generator) -> DataLoader
     own = copy.copy(data)
     own._iterator = None  # with persistent workers, trials would take each other's batches
     own.generator = generator
+    own.pin_memory = data.pin_memory and torch.accelerator.is_available()  # without one, torch warns and pins nothing
     sampler, batch_sampler = (_own_sampler(given, generator) for given in (data.sampler, data.batch_sampler))
     if getattr(data.batch_sampler, "sampler", None) is data.sampler:
-        batch_sampler.sampler = sampler
+        sampler = batch_sampler.sampler
     object.__setattr__(own, "sampler", sampler)  # a DataLoader refuses to have them set
     object.__setattr__(own, "batch_sampler", batch_sampler)
     return own
 
 
 def _own_sampler(sampler: Any, generator: torch.Generator) -> Any:
-    """A copy that follows `generator`, as do the samplers within it."""
-    own = copy.copy(sampler)
-    if hasattr(own, "generator"):
+    """A copy that follows `generator`, as do the samplers within it; the sampler itself where it cannot be copied."""
+    try:
+        own = copy.copy(sampler)
+    except Exception:  # as a generator object does; one of the task's own may raise anything
+        return sampler
+    attributes = getattr(own, "__dict__", {})  # no properties: they need not let themselves be set
+    if "generator" in attributes and isinstance(own.generator, torch.Generator | None):  # it may be one of NumPy's
         own.generator = generator
-    if hasattr(own, "sampler"):
+    if "sampler" in attributes:
         own.sampler = _own_sampler(own.sampler, generator)
     return own
 

@@ -158,7 +158,7 @@ def test_a_subclass_of_a_loader_keeps_its_own_iteration(settings: dict[str, Any]
 
 
 def test_a_loader_keeps_how_its_workers_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    how = {"num_workers": 1, "timeout": 7.0, "prefetch_factor": 3, "persistent_workers": True, "pin_memory": True}
+    how = {"num_workers": 1, "timeout": 7.0, "prefetch_factor": 3, "persistent_workers": True}
     loader = DataLoader(TensorDataset(X, Y), shuffle=True, multiprocessing_context="spawn", **how)  # type: ignore[arg-type]
     seen: list[DataLoader[Any]] = []
     monkeypatch.setattr(DataLoader, "__iter__", lambda self: iter([seen.append(self)]))
@@ -168,6 +168,11 @@ def test_a_loader_keeps_how_its_workers_work(monkeypatch: pytest.MonkeyPatch) ->
     assert seen[0] is not loader
 
 
+def test_a_loader_without_batches_of_its_own_gives_what_its_dataset_holds() -> None:
+    task = supervised(DataLoader(TensorDataset(X.view(3, 4), Y.view(3, 4)), batch_size=None))
+    assert take(task, 4) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [0, 1, 2, 3]]
+
+
 def test_a_sampler_within_a_batch_sampler_follows_the_trials_generator() -> None:
     data = TensorDataset(X, Y)
     for generator in (None, torch.Generator().manual_seed(3)):
@@ -175,6 +180,36 @@ def test_a_sampler_within_a_batch_sampler_follows_the_trials_generator() -> None
             DataLoader(data, batch_sampler=BatchSampler(RandomSampler(data, generator=generator), 4, True))
         )
         assert take(task, 9, seed=1) == take(task, 9, seed=1) != take(task, 9, seed=2)
+
+
+class ByNumpy:
+    """Batches drawn by a generator of NumPy's, of samples that it lets nobody replace."""
+
+    def __init__(self) -> None:
+        self.generator = np.random.default_rng(0)
+
+    @property
+    def sampler(self) -> range:
+        return range(ROWS)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.generator.permutation(self.sampler).reshape(-1, 4).tolist())
+
+
+@pytest.mark.parametrize("sampler", [ByNumpy, lambda: (list(range(4 * i, 4 * i + 4)) for i in range(3))])
+def test_a_sampler_that_cannot_follow_the_trials_generator_draws_by_itself(sampler: Callable[[], Any]) -> None:
+    taken = take(supervised(DataLoader(TensorDataset(X, Y), batch_sampler=sampler())), 3)
+    assert sorted(flat(taken)) == list(range(ROWS))
+
+
+@pytest.mark.parametrize("accelerated", [False, True])
+def test_memory_is_pinned_where_there_is_an_accelerator(monkeypatch: pytest.MonkeyPatch, accelerated: bool) -> None:
+    seen: list[DataLoader[Any]] = []
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: accelerated)
+    monkeypatch.setattr(DataLoader, "__iter__", lambda self: iter([seen.append(self)]))
+    for asked in (False, True):
+        next(batches(supervised(DataLoader(TensorDataset(X, Y), pin_memory=asked))))
+    assert [loader.pin_memory for loader in seen] == [False, accelerated]
 
 
 def test_an_iterable_dataset_is_begun_again_when_it_ends() -> None:
