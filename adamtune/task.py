@@ -204,6 +204,11 @@ def _of_items(batch: Batch, change: Callable[[Batch], Batch]) -> Batch | None:
     return None
 
 
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The values of a dense tensor as they lie in memory; raises where there are none, as of nested ones."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
 def batch_rows(batch: Batch) -> int:
     """How many examples a batch holds: the length of its first tensor (1 where that is a scalar or there is none)."""
     if isinstance(batch, Tensor):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,20 +10,19 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from adamtune import yaml_text
 from adamtune.errors import AdamtuneError, Problem, RecipeError, TaskError
 from adamtune.groups import group_of, in_own_names, kinds, own_name, param_groups, takes, trainable, unmatched
 from adamtune.recipe import Match, Recipe
-from adamtune.task import Batch, Task, describe_exception
+from adamtune.task import Batch, Task, describe_exception, tensor_bytes
 
 _USED = "_adamtune_used"
 """Set on parameters that a trial trains. Copies of a parameter do not inherit it."""
 
 
-_VERSIONS: WeakKeyDictionary[nn.Module, dict[str, int]] = WeakKeyDictionary()
-"""How often the buffers of a module had been written to when a model was first made of it. Copies are other modules."""
+_BUFFERS: WeakKeyDictionary[nn.Module, dict[str, int | None]] = WeakKeyDictionary()
+"""Checksums of a module's buffers when a model was first made of it. Copies are other modules."""
 
 
 def new_model(task: Task) -> nn.Module:
@@ -58,27 +58,24 @@ def new_model(task: Task) -> nn.Module:
 
 
 def _check_buffers(task: Task, model: nn.Module) -> None:
-    """Raise `TaskError` where a module that an earlier model had too keeps something in a buffer as trials train."""
+    """Raise `TaskError` where a module that an earlier model had too no longer has the buffers it had then."""
     for path, module in model.named_modules():
-        versions = {name: tensor._version for name, tensor in module.named_buffers(recurse=False)}
-        if not versions:
-            continue
-        before = _VERSIONS.setdefault(module, versions)
-        if before is versions:
-            continue
-        changed = [name for name, version in versions.items() if version > before.get(name, version)]
-        if changed or _keeps_statistics(model, module):
-            name = ".".join(filter(None, (path, changed[0] if changed else "running_mean")))
+        now = {name: _checksum(tensor) for name, tensor in module.named_buffers(recurse=False)}
+        before = _BUFFERS.setdefault(module, now)
+        changed = [name for name in now if now[name] != before.get(name, now[name])]
+        if changed:
             raise TaskError(
-                f"task '{task.name}': make_model returned the buffer '{name}' a second time, which training changes; "
+                f"task '{task.name}': make_model returned the buffer '{'.'.join(filter(None, (path, changed[0])))}' a "
+                "second time, and its values have changed since the first, so trials would change each other's models; "
                 f"copy its {type(module).__name__} within make_model, by copy.deepcopy"
             )
 
 
-def _keeps_statistics(model: nn.Module, module: nn.Module) -> bool:
-    """Whether it is a norm that writes down running statistics as the model trains."""
-    model.train()
-    return isinstance(module, _NormBase) and module.training and module.running_mean is not None
+def _checksum(buffer: Tensor) -> int | None:
+    try:
+        return zlib.crc32(tensor_bytes(buffer))
+    except Exception:  # of some kinds, as of sparse ones, nobody can tell whether they changed
+        return None
 
 
 def with_named_groups(recipe: Recipe, task: Task, model: nn.Module) -> Recipe:

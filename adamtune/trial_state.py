@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_map
 from adamtune.diagnosis.saved_file import read_saved
 from adamtune.history import History, TrialRequest, TrialResult
 from adamtune.rundir import replacing
-from adamtune.task import Batch
+from adamtune.task import Batch, tensor_bytes
 
 VERSION = 1
 
@@ -232,7 +232,7 @@ def batch_digest(batch: Batch, before: int | None = 0) -> int | None:
 
 def _bytes_of(data: Any) -> memoryview | None:
     if isinstance(data, Tensor) and data.layout is torch.strided:
-        return data.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        return tensor_bytes(data)
     if isinstance(data, np.ndarray) and not data.dtype.hasobject:
         return np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
     return None

@@ -830,13 +830,51 @@ def on_frozen(backbone: nn.Module, copied: bool = False) -> Task:
     return replace(TASK, name="shared", make_model=lambda: nn.Sequential(own(backbone), nn.Linear(4, 1)))
 
 
-def test_a_shared_norm_that_keeps_statistics_is_refused_before_a_second_trial_adds_to_them() -> None:
+def test_a_shared_norm_is_refused_once_a_trial_has_added_to_its_statistics() -> None:
     for norm in (nn.BatchNorm1d(4), nn.BatchNorm1d(4).eval()):  # training puts it into train mode
         task = on_frozen(nn.Sequential(nn.Linear(4, 4), norm))
-        start(task)
-        with pytest.raises(TaskError, match=r"the buffer '0\.1\.running_mean' a second time.*; copy its BatchNorm1d"):
+        train(task)
+        told = r"buffer '0\.1\.running_mean' a second time, and its values have changed since.*; copy its BatchNorm1d"
+        with pytest.raises(TaskError, match=told):
             start(task)
         train(on_frozen(norm, copied=True), seed=1)
+
+
+class Extracting(nn.Module):
+    """Trains a head on a backbone that it puts into eval mode when called."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.backbone.eval()(x))
+        return out
+
+
+def test_a_shared_backbone_whose_buffers_keep_their_values_may_be_shared() -> None:
+    backbone = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).requires_grad_(False)
+    state = copy.deepcopy(backbone.state_dict())
+
+    def reloaded() -> nn.Module:
+        backbone.load_state_dict(state)
+        return nn.Sequential(backbone, nn.Linear(4, 1))
+
+    for make_model in (lambda: Extracting(backbone), reloaded):
+        task = replace(TASK, make_model=make_model)
+        assert train(task).train_losses == train(task).train_losses
+
+
+def test_a_buffer_made_in_inference_mode_is_one_as_any_other() -> None:
+    norm = nn.LayerNorm(4)
+    with torch.inference_mode():
+        norm.register_buffer("positions", torch.arange(4.0))
+    task = on_frozen(norm)
+    assert train(task).train_losses == train(task).train_losses
+    with torch.inference_mode():
+        norm.positions += 1
+    with pytest.raises(TaskError, match=r"the buffer '0\.positions' a second time"):
+        start(task)
 
 
 def test_any_shared_buffer_that_a_trial_has_changed_is_refused() -> None:
