@@ -98,6 +98,14 @@ def test_r_is_as_far_as_the_parameters_went(kind: str, steps: int) -> None:
     assert ("group0/flips" in record) == ("group0/flips" in expected)
 
 
+def test_an_optimizer_may_keep_what_it_likes_under_the_names_that_ours_use() -> None:
+    plain, named = KINDS["Adam, weight decay"](small()), KINDS["Adam, weight decay"](small())
+    vars(named)["_kind"] = "adamw"
+    for optimizer in (plain, named):
+        trained(optimizer, 2)
+    assert AdamProbe(named).record() == AdamProbe(plain).record()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_exact_percentiles_of_a_large_group_are_within_half_a_percent(kind: str) -> None:
     params = [nn.Parameter(torch.linspace(0.5, 2.0, LARGE, dtype=torch.double)), *small()]

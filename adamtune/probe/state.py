@@ -168,8 +168,10 @@ def update_of(
 
 def coupled_decay(optimizer: Optimizer | None, group: Mapping[str, Any]) -> float:
     """The weight decay that is part of the gradient m and v are made of; 0 where it is decoupled from it."""
-    adam = getattr(optimizer, "_kind", type(optimizer))  # of our two that step by one of torch's
-    if issubclass(adam, AdamW) or group.get("decoupled_weight_decay"):  # the latter says so from torch 2.7 on
+    kind = getattr(optimizer, "_kind", None)  # of our two that step by one of torch's, and of those in exported modules
+    if issubclass(kind if isinstance(kind, type) else type(optimizer), AdamW) or group.get(
+        "decoupled_weight_decay"
+    ):  # the latter says so from torch 2.7 on
         return 0.0
     return float(group.get("weight_decay", 0.0))
 
