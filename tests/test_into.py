@@ -457,6 +457,12 @@ NODES = [
         {"type": "WarmupCosineLR", "params": {"total_num_steps": 9}},
         ["$.opt.params.warmup_min_lr"],
     ),
+    (
+        "opt: {_target_: torch.optim.Adam, lr: 1, fused: true, decoupled_weight_decay: true}\n",
+        ADAMW,
+        ["$.opt.decoupled_weight_decay"],
+    ),
+    ("opt: {_target_: apex.optimizers.AdamW, fused: true}\n", ADAMW, ["$.opt.fused"]),
     ("opt: {_component_: StepLR, step_size: 3}\n", {"_component_": "cosine"}, ["$.opt.step_size"]),
 ]
 
@@ -472,11 +478,14 @@ def test_arguments_of_another_class_are_refused_by_name(text: str, node: dict[st
     "text",
     [
         "opt: {_target_: torch.optim.AdamW, fused: true}\n",
+        "opt: {_target_: torch.optim.adamw.AdamW, fused: true}\n",
+        "opt: {_target_: adamw, fused: true}\n",
+        "opt: {_target_: torch.optim.Adam, lr: 1, fused: true, foreach: false, amsgrad: true}\n",
         "opt: {_target_: torch.optim.SGD, lr: 1, _convert_: all}\n",
         "opt: {fused: true}\n",
     ],
 )
-def test_arguments_of_the_same_class_and_hydras_own_keys_stay(text: str) -> None:
+def test_arguments_that_the_class_takes_and_hydras_own_keys_stay(text: str) -> None:
     before = yaml.safe_load(text)["opt"]
     assert yaml.safe_load(yaml_edit(text, {"opt": ADAMW}))["opt"] == before | ADAMW
 

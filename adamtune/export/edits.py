@@ -24,6 +24,9 @@ from adamtune.rundir import jsonable
 _COMMA = re.compile(r"(?:\s|#[^\n]*\n)*,")
 _CLASS_KEYS = ("_target_", "_component_", "class_path", "type")
 """Where hydra, torchtune, LightningCLI and DeepSpeed name the class that a mapping makes."""
+_ADAMS = {("torch", "adam"), ("torch", "adamw")}
+_OF_BOTH_ADAMS = ("amsgrad", "capturable", "differentiable", "foreach", "fused", "maximize")
+"""What torch's Adam and AdamW take and no recipe sets."""
 _REST_OF_LINE = re.compile(r"[ \t]*(?:[ \t]#[^\r\n]*)?(?=\r?\n)")
 
 
@@ -53,7 +56,7 @@ def edit(
 
     Raises `DocumentError` where the text is not valid, `ExportError` where a value has no place in it: a scalar stands
     where a mapping is needed or the reverse, a change would also change what an alias or merge says elsewhere, or a
-    class is replaced by another and arguments of it would stay.
+    class is replaced by another and arguments would stay that this may not take.
     """
     document = Document.parse(text, source, syntax)
     if isinstance(document.root, yaml.MappingNode):
@@ -80,20 +83,35 @@ def edit(
 
 
 def _misfits(
-    document: Document, node: yaml.MappingNode, values: Mapping[str, Any], path: str, replaced: bool = False
+    document: Document,
+    node: yaml.MappingNode,
+    values: Mapping[str, Any],
+    path: str,
+    shared: Collection[str] | None = None,
 ) -> Iterator[str]:
-    """Arguments, as paths, that would stay under a class that `values` replace; `replaced`: that of a mapping above."""
+    """Arguments, as paths, that would stay under a class that `values` replace and that may not take them.
+
+    `shared`: what the old and the new class of a mapping above both take; None where they are the same.
+    """
     there = document.merged(node) | {key: value for key, (_, value) in document.own(node).items()}
-    replaced = replaced or any(
-        key in there and key in values and not alike(document.says(there[key]), values[key]) for key in _CLASS_KEYS
-    )
+    for key in _CLASS_KEYS:
+        if key in there and key in values:
+            classes = {_class(document.says(there[key])), _class(values[key])}
+            if len(classes) > 1:
+                shared = _OF_BOTH_ADAMS if classes == _ADAMS else ()
     for key, old in there.items():
         inner = document.target(old)
         if key not in values:
-            if replaced and not key.startswith("_"):  # hydra's own, as _convert_
+            if shared is not None and key not in shared and not key.startswith("_"):  # hydra's own, as _convert_
                 yield f"{path}.{key}"
         elif isinstance(inner, yaml.MappingNode) and isinstance(values[key], Mapping):
-            yield from _misfits(document, inner, values[key], f"{path}.{key}", replaced)
+            yield from _misfits(document, inner, values[key], f"{path}.{key}", shared)
+
+
+def _class(name: Any) -> tuple[str, str]:
+    """Its package, torch for a short name, and its own name in lower case, wherever in the package it is taken from."""
+    package, _, own = f"{name}".rpartition(".")
+    return package.split(".")[0] or "torch", own.lower()
 
 
 class _Editor:
