@@ -117,13 +117,13 @@ def bracket(
     factor = 10**spacing
     first = [lr for lr in (centre / factor**0.5, centre * factor**0.5) if limits.low <= lr <= limits.high]
     first = first or [limits.clip(centre)]
-    alone = baseline and trials == len(first) == 2
-    train(first[:1] if alone else first, seeds[0])
+    only_pair = baseline and trials == len(first) == 2
+    train(first[:1] if only_pair else first, seeds[0])
     used = len(results)
     while True:
         found = response(sorted(results))
         below, above = _beyond(found, factor, too_large=not min(found.scores) < untrained)
-        beyond = [lr for lr in (above + below if alone else below + above) if limits.low <= lr <= limits.high]
+        beyond = [lr for lr in (above + below if only_pair else below + above) if limits.low <= lr <= limits.high]
         if not beyond or used >= trials:
             break
         train(beyond[:1], seeds[0])
