@@ -14,9 +14,10 @@ from torch.utils.data import DataLoader, IterableDataset
 from adamtune.errors import TaskError
 
 
-def endless(data: Any, batch_size: int, generator: torch.Generator) -> Iterator[Any]:
+def endless(data: Any, batch_size: int | None, generator: torch.Generator) -> Iterator[Any]:
     """Training batches without an end, shuffled anew each epoch by `generator`."""
     if _is_tensors(data):
+        assert batch_size is not None  # see check_data
         count = len(data[0])
         size = min(batch_size, count)
         while True:
@@ -37,9 +38,10 @@ def _is_tensors(data: Any) -> bool:
     return isinstance(data, Sequence) and all(isinstance(item, Tensor) for item in data)
 
 
-def check_data(name: str, data: Any) -> None:
+def check_data(name: str, data: Any, batch_size: int | None) -> None:
     """Raise `TaskError` where `data`, called `name`, cannot be read again and again, are columns that would be taken
-    for the rows of a dataset (NumPy arrays, a dict), or tensors without rows, or with unequal numbers of them.
+    for the rows of a dataset (NumPy arrays, a dict), or tensors without rows, or with unequal numbers of them; or where
+    they are no DataLoader, and no batches of `batch_size`.
     """
     if isinstance(data, tuple | list) and any(isinstance(item, np.ndarray) for item in data):
         raise TaskError(f"{name} holds NumPy arrays; give tensors, each made by torch.from_numpy(array)")
@@ -53,13 +55,21 @@ def check_data(name: str, data: Any) -> None:
     if not lengths or not lengths[0] or len(set(lengths)) > 1:
         what = f"the tensors of {name} are empty or of unequal length: {lengths} rows"
         raise TaskError(f"{what}; give tensors with a row for each example")
+    if batch_size is None and _is_tensors(data):
+        raise TaskError(
+            f"batch_size is None, but {name} are tensors, which are cut into batches; give a number of rows"
+        )
+    if batch_size is not None and batch_size < 1 and not isinstance(data, DataLoader):
+        raise TaskError(f"batch_size is {batch_size}; it must be at least 1")
 
 
-def _reseeded(data: Any, batch_size: int, generator: torch.Generator) -> DataLoader[Any]:
+def _reseeded(data: Any, batch_size: int | None, generator: torch.Generator) -> DataLoader[Any]:
     """A DataLoader over `data` whose shuffling follows `generator`."""
     if not isinstance(data, DataLoader):
         if isinstance(data, IterableDataset):
             return DataLoader(data, batch_size=batch_size, generator=generator)
+        if batch_size is None:
+            return DataLoader(data, batch_size=None, shuffle=True, generator=generator)
         size = min(batch_size, len(data))
         return DataLoader(data, batch_size=size, shuffle=True, drop_last=True, generator=generator)
     return _own_loader(data, generator)
@@ -93,11 +103,12 @@ def _own_sampler(sampler: Any, generator: torch.Generator) -> Any:
     return own
 
 
-def one_pass(data: Any, batch_size: int) -> Iterable[Any]:
+def one_pass(data: Any, batch_size: int | None) -> Iterable[Any]:
     """All validation batches, once, in order."""
     if isinstance(data, DataLoader):
         return data
     if _is_tensors(data):
+        assert batch_size is not None  # see check_data
         size = max(batch_size, 256)  # no gradients are kept, so larger batches fit where training ones do
         return list(zip(*(torch.split(tensor, size) for tensor in data), strict=True))
     return DataLoader(data, batch_size=batch_size)

@@ -78,7 +78,7 @@ class Task:
         train_data: Dataset[Any] | DataLoader[Any] | Sequence[Tensor],
         val_data: Dataset[Any] | DataLoader[Any] | Sequence[Tensor],
         loss_fn: Callable[..., Tensor] | None = None,
-        batch_size: int = 32,
+        batch_size: int | None = 32,
         *,
         name: str = "supervised",
         metrics: Mapping[str, Callable[..., Tensor]] | None = None,
@@ -87,7 +87,8 @@ class Task:
     ) -> Task:
         """A task from what a training script already has.
 
-        Data are Datasets, DataLoaders (which keep their own batch size) or tensors such as `(x, y)`. A batch is one of
+        Data are Datasets, DataLoaders (which keep their own batch size) or tensors such as `(x, y)`; of a Dataset whose
+        items are whole batches, `batch_size` is None. A batch is one of
 
         - a sequence whose last entry is the target: the loss is `loss_fn(model(*inputs), target)`
         - a dict, whose entry of the name `target` is the target: the loss is `loss_fn(model(**others), target)`
@@ -102,9 +103,7 @@ class Task:
         """
 
         for place, data in (("train_data", train_data), ("val_data", val_data)):
-            check_data(place, data)
-        if batch_size < 1:
-            raise TaskError(f"batch_size is {batch_size}; it must be at least 1")
+            check_data(place, data, batch_size)
 
         def of_output(function: Callable[..., Tensor]) -> Callable[[nn.Module, Batch], Tensor]:
             def measure(model: nn.Module, batch: Batch) -> Tensor:

@@ -772,6 +772,24 @@ def test_columns_that_would_pass_for_rows_are_refused(data: Any, told: str) -> N
 def test_a_batch_without_rows_is_refused(batch_size: int) -> None:
     with pytest.raises(TaskError, match=f"batch_size is {batch_size}; it must be at least 1"):
         supervised((X, Y), batch_size=batch_size)
+    loader = DataLoader(TensorDataset(X, Y), batch_size=3)
+    assert take(supervised(loader, loader, batch_size=batch_size), 1) == [[0, 1, 2]]  # it has its own
+
+
+def test_a_dataset_may_hold_whole_batches_and_tensors_may_not() -> None:
+    class Stream(IterableDataset[tuple[Tensor, Tensor]]):
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            return iter([(X[:7], Y[:7]), (X[7:], Y[7:])])
+
+    halves = TensorDataset(X.view(2, 6, 1), Y.view(2, 6, 1))
+    for data, sizes in ((Stream(), [7, 5]), (halves, [6, 6])):
+        task = supervised(data, data, batch_size=None)
+        assert sorted(flat(take(task, 2))) == list(range(ROWS))
+        assert [len(x) for x, _ in task.val_batches()] == sizes
+    shuffled = [take(supervised(halves, halves, batch_size=None), 9, seed) for seed in (1, 1, 2)]
+    assert shuffled[0] == shuffled[1] != shuffled[2]
+    with pytest.raises(TaskError, match="batch_size is None, but val_data are tensors"):
+        supervised(Stream(), (X, Y), batch_size=None)
 
 
 @pytest.mark.parametrize("place", ["train_data", "val_data"])
