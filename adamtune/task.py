@@ -317,12 +317,10 @@ def _function(reference: TaskReference) -> Callable[..., Any]:
             f"{reference} is a Task; it must be a function that returns one, such as def make_{name}(): return {name}"
         )
     if not callable(function):
-        own = [
-            name
-            for name, value in vars(module).items()
-            if callable(value) and getattr(value, "__module__", "") == module.__name__ and not name.startswith("_")
-        ]
-        hint = nearest(reference.function, own) if own else "it has no functions at all"
+        public = {name: value for name, value in vars(module).items() if callable(value) and not name.startswith("_")}
+        own = [name for name, value in public.items() if getattr(value, "__module__", "") == module.__name__]
+        known = own or [name for name, value in public.items() if not isinstance(value, type)]
+        hint = nearest(reference.function, known) if known else "it has no functions at all"
         raise TaskReferenceError(f"{reference.place} has no function '{reference.function}'; {hint}")
     return function  # type: ignore[no-any-return]
 

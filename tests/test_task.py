@@ -485,6 +485,16 @@ def test_what_a_file_has_imported_is_not_suggested(folder: Path) -> None:
         load_task("mine.py:Tasks")
 
 
+def test_a_file_that_defines_no_function_suggests_those_it_has_imported_or_bound(folder: Path) -> None:
+    (folder / "other.py").write_text("def make_task(width): ...\n")
+    (folder / "mine.py").write_text(
+        "import functools\nfrom adamtune import Task\nfrom other import make_task\n"
+        "narrow = functools.partial(make_task, 3)\n"
+    )
+    with pytest.raises(TaskReferenceError, match=r"has no function 'zzz'; known are: make_task, narrow$"):
+        load_task("mine.py:zzz")
+
+
 @pytest.mark.parametrize("args", [{"wdith": 3}, {"width": 3, "depth": 1}])
 def test_arguments_the_function_does_not_take_are_told_with_those_it_takes(folder: Path, args: dict[str, Any]) -> None:
     (folder / "mine.py").write_text(TASK_FILE)
