@@ -327,7 +327,7 @@ class StageContext:
         self._on_trial(TrialRecord(stage, study, number, result, self.value(result)))
 
     def confirm(self, stage: str, incumbent: Recipe, challenger: Recipe, enough: Enough = settled) -> Evidence:
-        """Both recipes to the horizon on the seeds kept for confirmation, paired; more seeds until `enough` says to end.
+        """Both recipes to the horizon on the seeds kept for confirmation, paired; on more seeds until `enough` says so.
 
         Every confirmation of a sweep takes a smaller share of the error allowed to all, and divides it among as many
         looks as the budget could pay for: where it cannot pay for a second one, the only one takes all seeds it pays
