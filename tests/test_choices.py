@@ -569,7 +569,8 @@ def test_a_stage_that_cannot_matter_is_left_out_by_auto_and_says_why_where_it_is
         (24, ["beta1"]),
         (25, ["findings", "portfolio", "beta1", "eps"]),
         (39, ["findings", "portfolio", "beta1", "eps"]),
-        (40, [stage for stage in STAGES if stage not in ("lr_range", "lr")]),
+        (40, [stage for stage in STAGES if stage not in ("lr_range", "lr", "precision")]),
+        (50, [stage for stage in STAGES if stage not in ("lr_range", "lr")]),
     ],
 )
 def test_auto_asks_more_the_more_full_trials_it_can_pay(
