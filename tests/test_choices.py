@@ -500,6 +500,12 @@ def test_16_bits_pass_as_not_worse_on_all_seeds_of_confirmation(direction: str, 
     assert all(len(each.evidence.seeds) == 12 or each.evidence.verdict is Verdict.CHANGED for each in taken)
 
 
+def test_16_bits_whose_metric_is_no_number_have_not_diverged() -> None:
+    lab = bits({"fp32": 1.0, "bf16": 0.5}, {}, objective=Objective(name="score", direction="minimize"))
+    lab.engine.unscored = lambda request: request.recipe.precision == "bf16"
+    assert ask(lab, "precision").reason == "bf16 had no finite score (let the metric return a number)"
+
+
 def test_16_bits_that_leave_eps_as_it_is_do_not_name_it() -> None:
     answer = ask(bits({"fp32": 1.0, "bf16": 0.5}, {}), "precision", Recipe(lr=1e-2, eps=1e-5))
     assert answer.recipe.eps == 1e-5

@@ -62,9 +62,9 @@ def run(context: StageContext, incumbent: Recipe) -> StageAnswer:
     Each trial on the search seeds trains alone, the incumbent's too, so that seconds a step compare: the quickest of
     the seeds counts. Those that take at most `FASTER` of the incumbent's time are confirmed, the fastest first, and the
     first whose paired difference does not lie wholly on the worse side of zero is taken: on all twelve seeds, as far as
-    the budget goes, since on few of them nearly any passes. A 16-bit precision that brings
-    no speed here is kept out, however good its loss: it can only lose digits. From a 16-bit incumbent back to fp32 goes
-    what every other change needs, better by evidence.
+    the budget goes, since on few of them nearly any passes. A 16-bit precision that brings no speed here is kept out,
+    however good its loss: it can only lose digits. From a 16-bit incumbent back to fp32 goes what every other change
+    needs, better by evidence.
     """
     own = Candidate(incumbent.precision, incumbent, {NAME: incumbent.precision})
     candidates = _candidates(context.spec, incumbent)
@@ -89,8 +89,8 @@ def run(context: StageContext, incumbent: Recipe) -> StageAnswer:
         pace = f"{named} takes {ratio:.2f} of the time of {own.label}"
         short = each.label != "fp32"
         if not math.isfinite(scores[each.label]):
-            ended = worst(results[each.label])
-            told.append(f"{each.label} {Outcome.FAILED if ended is Outcome.FAILED else Outcome.DIVERGED}")
+            lost = next(result for result in results[each.label] if not math.isfinite(context.value(result)))
+            told.append(f"{each.label} {context.ending(lost)}")
         elif short and not ratio <= FASTER:
             told.append(f"{pace}, which is no gain")
         elif not short and not scores[each.label] < scores[own.label]:
